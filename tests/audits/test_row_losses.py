@@ -14,10 +14,13 @@ from framework.distributed.parallel.precision import resolve_precision
 from framework.models.encoder import TransformerEncoder
 from framework.modules.inference import Inference
 from framework.tasks.embedding.task import EmbeddingTask
+from framework.tasks.multiple_choice.data import ChoiceExample
+from framework.tasks.multiple_choice.features import choice_source
+from framework.tasks.multiple_choice.task import MultipleChoiceTask
 from framework.tasks.pretraining.task import PretrainingTask
 from framework.tasks.sequence_classification.features import classification_source
 from framework.tasks.sequence_classification.task import SequenceClassificationTask
-from framework.tasks.task import TaskModel
+from framework.tasks.task import Task, TaskModel
 from tests.support.commands.in_process import TEXTS, tokenizer_folder
 from tests.support.models.tiny import set_random_weights, tiny_config
 
@@ -43,20 +46,24 @@ def source_of(task: SequenceClassificationTask, tokenizer: Tokenizer, texts: lis
     return classification_source(texts, None, answers, task.problem, tokenizer, 24)
 
 
-@pytest.mark.parametrize("budget", [24, 4096])
-def test_losses_are_those_of_single_items_in_the_order_chosen(budget, task, tokenizer):
+def inference_of(task: Task, budget: int) -> Inference:
     config = tiny_config(False)
     encoder = TransformerEncoder(config)
     model = TaskModel(encoder, task.build_head(encoder, config))
     set_random_weights(model, 0)
-    inference = Inference(model, task, budget, resolve_precision("fp32", "cpu"), torch.device("cpu"))
+    return Inference(model, task, budget, resolve_precision("fp32", "cpu"), torch.device("cpu"))
+
+
+@pytest.mark.parametrize("budget", [24, 4096])
+def test_losses_are_those_of_single_items_in_the_order_chosen(budget, task, tokenizer):
+    inference = inference_of(task, budget)
     source, items = source_of(task, tokenizer, ROWS), np.array([12, 0, 9, 3, 15])
     found = item_losses(inference, ChosenItems(source, items))
     expected = []
     for item in items:
         own = np.array([item])
         with torch.no_grad():
-            logits = model(source.build(StepSequences(own * 0, own, own), 0))["logits"][0].double()
+            logits = inference.model(source.build(StepSequences(own * 0, own, own), 0))["logits"][0].double()
         expected.append(float(logits.logsumexp(0) - logits[item % 3]))
     assert found.losses.tolist() == pytest.approx(expected, abs=2e-6)
     assert found.losses.tolist() == found.losses.round(6).tolist()
@@ -64,6 +71,24 @@ def test_losses_are_those_of_single_items_in_the_order_chosen(budget, task, toke
     assert found.lengths.tolist() == source.lengths(items * 0, items).tolist()
     others = item_losses(inference, ChosenItems(source, np.array([1, 5, 4])))
     assert others.labels.tolist() == [1, 2, 1]
+
+
+@pytest.mark.parametrize("budget", [24, 4096])
+def test_an_item_of_several_sequences_has_one_loss(budget, tokenizer):
+    """The loss of a row is minus the log of the softmax over its choices, at the right one."""
+    choices = [("a good film", "a bad film"), ("fine", "poor", "a film of 1991"), ("film", "good")]
+    examples = [ChoiceExample(str(n), TEXTS[n], None, each, n % 2) for n, each in enumerate(choices)]
+    task = MultipleChoiceTask(max_length=24)
+    inference, source = inference_of(task, budget), choice_source(examples, tokenizer, 24)
+    expected = []
+    for item, example in enumerate(examples):
+        own = np.array([item])
+        with torch.no_grad():
+            scores = inference.model(source.build(StepSequences(own * 0, own, own), 0))["logits"][:, 0].double()
+        expected.append(float(scores.logsumexp(0) - scores[example.right]))
+    found = item_losses(inference, ChosenItems(source, np.array([2, 1])))
+    assert found.losses.tolist() == pytest.approx([expected[2], expected[1]], abs=2e-6)
+    assert found.labels.tolist() == [-1, -1]
 
 
 def test_masked_words_count_equally_within_their_sequence():
