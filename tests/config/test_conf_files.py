@@ -113,7 +113,7 @@ def test_the_number_of_files_is_known():
         "vocabulary": 3,
     }
     assert len(ALL_FILES) == sum(by_group.values()) + 11
-    assert (len(FILES), len(BASES), len(WORD_LISTS)) == (113, 12, 4)
+    assert (len(FILES), len(BASES), len(WORD_LISTS)) == (114, 12, 4)
 
 
 @pytest.mark.parametrize("base", BASES, ids=name_of)
