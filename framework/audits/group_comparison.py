@@ -15,7 +15,7 @@ from framework.audits.group_rates import (
 )
 from framework.audits.grouping import Grouping
 from framework.audits.intervals import Interval, percentiles
-from framework.audits.item_metrics import MetricStates
+from framework.audits.item_metrics import RowMetric
 from framework.random import generator
 
 _MAX_DRAWS = 2_000_000
@@ -62,7 +62,7 @@ class Compared:
 
 
 def compare_metrics(
-    grouping: Grouping, metrics: Mapping[str, MetricStates], num_samples: int, seed: int
+    grouping: Grouping, metrics: Mapping[str, RowMetric], num_samples: int, seed: int
 ) -> Iterator[Compared]:
     """Yields each metric of each group, and the difference of the largest and the smallest value.
 

@@ -1,5 +1,6 @@
 """Groups of the rows of a split, from a column of their file or from terms in their texts."""
 
+import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -16,6 +17,9 @@ from framework.data.reading.files import Reading
 from framework.data.reading.rows import read_rows
 from framework.data.reading.table_format import TableFormat
 from framework.errors import ConfigError, DataError, counted
+
+_ROW = re.compile(r", (row \d+( \(line \d+\))?|file [^,]*)$")
+"""End of the location of a row of a table (`Row.location`)."""
 
 
 class Records(Protocol):
@@ -42,7 +46,7 @@ class Grouping:
 
 
 def split_records(source: SequenceSource, split: str) -> Sequence[Record]:
-    """Returns the rows of a split, one for each item.
+    """Returns the rows of a split. Adjacent items with the same `row`, such as windows of a long text, are one row.
 
     Raises:
         ConfigError: The split does not keep its rows.
@@ -53,7 +57,8 @@ def split_records(source: SequenceSource, split: str) -> Sequence[Record]:
             f"the split {split} keeps no labelled rows, one for each sequence. The audit groups compares such rows. "
             "Choose split=validation or split=test of a run of classification, regression or relation extraction."
         )
-    return records
+    rows = [getattr(record, "row", item) for item, record in enumerate(records)]
+    return [record for record, row, previous in zip(records, rows, [None, *rows[:-1]], strict=True) if row != previous]
 
 
 def column_values(
@@ -71,8 +76,14 @@ def column_values(
         For each column, the value of each row as text; None for an empty value.
 
     Raises:
-        DataError: A file cannot be read or lacks a column.
+        DataError: A file cannot be read or lacks a column, or has no rows with columns (CoNLL files, SQuAD's JSON).
     """
+    other = next((each.location for each in records if not _ROW.search(each.location)), None)
+    if other is not None:
+        raise DataError(
+            f"{other} is not a row with columns. Groups are read from columns of tables and of JSON with an object for "
+            "each row. Convert the file, or give audit.groups.terms."
+        )
     paths = dict.fromkeys(record.location.rpartition(", ")[0] for record in records)
     kept = {
         f"{path}, {row.location}": row.kept

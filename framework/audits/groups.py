@@ -20,7 +20,7 @@ from framework.audits.grouping import (
 from framework.audits.item_metrics import measure_items
 from framework.data.examples.splits import Record
 from framework.data.planning.plan import SequenceSource
-from framework.errors import ConfigError, check_at_least
+from framework.errors import ConfigError, DataError, check_at_least
 from framework.modules.inference import Inference
 
 _TERMS = "terms"
@@ -73,10 +73,11 @@ class Groups(ModelAudit):
         """
         terms = None if self._terms is None else read_terms(self._terms)
         self._seed, self._task, self._split = subject.seed, subject.task, subject.split
-        if subject.task.scores_predictions:
+        if not subject.task.measures_rows:
             raise ConfigError(
                 f"{type(subject.task).__name__} has metrics of whole splits only. The audit groups needs metrics of "
-                "single rows. Audit a run of classification, regression, multiple choice or relation extraction."
+                "chosen rows. Audit a run of classification, regression, multiple choice, relation extraction, token "
+                "classification or question answering."
             )
         self._source: SequenceSource = subject.source
         self._records = split_records(self._source, subject.split)
@@ -102,7 +103,11 @@ class Groups(ModelAudit):
             self._notes += _notes_of(grouping, self._min_rows, num_several if grouping.name == _TERMS else 0)
 
     def measure(self, inference: Inference) -> Finding:
-        """Runs the model on the split and on the swapped rows. Collective: all ranks must call."""
+        """Runs the model on the split and on the swapped rows. Collective: all ranks must call.
+
+        Raises:
+            DataError: The metric that decides the rate is undefined in a group of each grouping.
+        """
         results = measure_items(inference, self._source)
         labels = _labels_of(self._task.explained_labels, results.predictions, self._records)
         parts: list[dict[str, str | int | float | None]] = []
@@ -115,10 +120,15 @@ class Groups(ModelAudit):
             parts += [_part(grouping, each) for each in compared if each.group is None]
             parts += [_part(grouping, each) for each in compared if each.group is not None]
             candidate = self._largest(compared, grouping, labels)
-            if worst is None or candidate.value > worst.value:
+            if math.isfinite(candidate.value) and (worst is None or candidate.value > worst.value):
                 worst, name = candidate, grouping.name
+        if worst is None:
+            names = ", ".join(grouping.name for grouping in self._groupings)
+            raise DataError(
+                f"{self._task.best_metric} is undefined in a group of {names}. A comparison needs a value in each "
+                "group. Give more rows, or raise audit.groups.min_rows to leave out small groups."
+            )
         swaps, cases = ([], []) if self._swaps is None else self._swaps.judge(inference, results.predictions)
-        assert worst is not None
         label = "" if worst.label is None else f" of the label {worst.label}"
         tested = "" if worst.p is None else f" (p = {worst.p:.3g})"
         return Finding(

@@ -1,13 +1,13 @@
-"""Metrics of a task on any choice of the items of a split, from one pass of the model.
+"""Metrics of a task on any choice of the rows of a split, from one pass of the model.
 
 The pass keeps the state that each item adds to each metric. The state of several items is the sum of their states, or
-for metrics that store their targets the list of them.
+for metrics that store their targets the list of them. Tasks that score predictions have `Task.row_metrics` instead.
 """
 
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import torch
@@ -23,6 +23,21 @@ if TYPE_CHECKING:
 
 _State = tuple[tuple[str, bool, np.ndarray], ...]
 """Name of each state of a metric, True for a list, and its value."""
+
+
+class RowMetric(Protocol):
+    """Metric of chosen rows of a split."""
+
+    def values(self, items: np.ndarray, weights: np.ndarray) -> np.ndarray:
+        """Computes the metric of chosen rows, each counted several times.
+
+        Args:
+            items: (chosen,) int64 indices of rows.
+            weights: (resamples, chosen) float64, how often each row counts.
+
+        Returns:
+            (resamples,) float64; NaN if the metric is undefined.
+        """
 
 
 class MetricStates:
@@ -94,18 +109,18 @@ class MeasuredItems:
     """Results of one pass over a split.
 
     Attributes:
-        metrics: States of each metric of the task, by name.
+        metrics: Metrics of the task, by name.
         predictions: Prediction of each row, from `Task.assemble`.
     """
 
-    metrics: Mapping[str, MetricStates]
+    metrics: Mapping[str, RowMetric]
     predictions: Sequence[Mapping[str, Any]]
 
 
 def measure_items(inference: Inference, source: SequenceSource) -> MeasuredItems:
     """Runs the model once over a split. Collective: all ranks must call; they share the items.
 
-    The encoder runs on packed micro-batches, and the head on each item alone.
+    For metrics with states, the encoder runs on packed micro-batches, and the head on each item alone.
 
     Args:
         inference: Model on its device.
@@ -114,6 +129,9 @@ def measure_items(inference: Inference, source: SequenceSource) -> MeasuredItems
     Raises:
         DistributedError: Processes read different data.
     """
+    if inference.task.scores_predictions:
+        decoded = inference.decode(source)
+        return MeasuredItems(inference.task.row_metrics(source, decoded), inference.task.assemble(source, decoded))
     # Lazy, because torchmetrics takes seconds to import.
     import framework.metrics.import_torchmetrics  # noqa: F401
 

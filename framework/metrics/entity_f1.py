@@ -9,6 +9,10 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
+import numpy as np
+
+from framework.metrics.row_ratio import RowRatio
+
 
 class EntitySpan(NamedTuple):
     """Words of a sentence that form an entity.
@@ -101,6 +105,28 @@ def count_entities(
         predicted_by_type.update(span.label for span in spans)
         correct.update(span.label for span in set(true_spans).intersection(spans))
     return {label: EntityCounts(correct[label], predicted_by_type[label], present_by_type[label]) for label in labels}
+
+
+def entity_ratios(present: Iterable[Sequence[str]], predicted: Iterable[Sequence[str]]) -> dict[str, RowRatio]:
+    """Counts the entities of all types in each sentence.
+
+    Args:
+        present: Tags of each sentence in the data.
+        predicted: Predicted tags of each sentence.
+
+    Returns:
+        `precision`, `recall` and `f1`, the micro averages of `overall`.
+    """
+    counts = []
+    for true_tags, tags in zip(present, predicted, strict=True):
+        true_spans, spans = set(entity_spans(true_tags)), set(entity_spans(tags))
+        counts.append((len(true_spans & spans), len(spans), len(true_spans)))
+    correct, num_predicted, num_present = np.array(counts, dtype=np.float64).reshape(-1, 3).T
+    return {
+        "precision": RowRatio(correct, num_predicted),
+        "recall": RowRatio(correct, num_present),
+        "f1": RowRatio(2 * correct, num_predicted + num_present),
+    }
 
 
 def overall(by_label: Iterable[EntityCounts]) -> EntityCounts:

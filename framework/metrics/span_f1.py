@@ -13,6 +13,10 @@ import unicodedata
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 
+import numpy as np
+
+from framework.metrics.row_ratio import RowRatio
+
 _ARTICLES = re.compile(r"\b(a|an|the)\b")
 _ASCII_PUNCTUATION = dict.fromkeys(map(ord, string.punctuation))
 _CHINESE = re.compile("([\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003134f])")
@@ -46,7 +50,14 @@ def segment_f1(prediction: Sequence[str], truth: Sequence[str]) -> float:
 
 
 def score_answers(predictions: Sequence[str], truths: Sequence[Sequence[str]], unit: str = "words") -> dict[str, float]:
-    """Returns means over questions; each question counts with its best true answer.
+    """Returns means over questions of the metrics of `answer_ratios`, in [0, 1] (the script prints percent)."""
+    return {name: ratio.total() for name, ratio in answer_ratios(predictions, truths, unit).items()}
+
+
+def answer_ratios(
+    predictions: Sequence[str], truths: Sequence[Sequence[str]], unit: str = "words"
+) -> dict[str, RowRatio]:
+    """Scores each question with its best true answer.
 
     Args:
         predictions: One answer per question, "" for no answer.
@@ -54,28 +65,25 @@ def score_answers(predictions: Sequence[str], truths: Sequence[Sequence[str]], u
         unit: Key of SEGMENTS.
 
     Returns:
-        `exact_match` and `f1` in [0, 1] (the script prints percent). If only some questions are answerable, also the
-        means of each kind: `has_answer_*` and `no_answer_*`.
+        `exact_match` and `f1`, means over questions. If only some questions are answerable, also the means of each
+        kind: `has_answer_*` and `no_answer_*`.
     """
     segments = SEGMENTS[unit]
-    exact, f1 = [], []
-    for prediction, answers in zip(predictions, truths, strict=True):
+    scores = np.zeros((2, len(predictions)))
+    for row, (prediction, answers) in enumerate(zip(predictions, truths, strict=True)):
         # As in the script: answers that normalise to nothing are dropped; an unanswerable question has an empty one.
         accepted = [each for each in map(segments, answers) if each] or [[]]
-        exact.append(max(exact_match(segments(prediction), each) for each in accepted))
-        f1.append(max(segment_f1(segments(prediction), each) for each in accepted))
-    has_answer = [bool(answers) for answers in truths]
-    scores = {"exact_match": _mean(exact), "f1": _mean(f1)}
-    if len(set(has_answer)) == 2:
-        for kind, is_answerable in (("has_answer", True), ("no_answer", False)):
-            for name, values in (("exact_match", exact), ("f1", f1)):
-                chosen = [value for value, has in zip(values, has_answer, strict=True) if has == is_answerable]
-                scores[f"{kind}_{name}"] = _mean(chosen)
-    return scores
-
-
-def _mean(values: Sequence[float]) -> float:
-    return sum(values) / len(values) if values else 0.0
+        scores[0, row] = max(exact_match(segments(prediction), each) for each in accepted)
+        scores[1, row] = max(segment_f1(segments(prediction), each) for each in accepted)
+    has_answer = np.array([bool(answers) for answers in truths], dtype=np.float64)
+    kinds = {"": np.ones(len(predictions))}
+    if len(np.unique(has_answer)) == 2:
+        kinds |= {"has_answer_": has_answer, "no_answer_": 1 - has_answer}
+    return {
+        f"{kind}{name}": RowRatio(values * chosen, chosen)
+        for kind, chosen in kinds.items()
+        for name, values in zip(("exact_match", "f1"), scores, strict=True)
+    }
 
 
 def _is_punctuation(character: str) -> bool:

@@ -18,6 +18,7 @@ from framework.data.planning.plan import SequenceSource
 from framework.data.reading.rows import Row
 from framework.data.tokenization.tokenizer import Tokenizer
 from framework.errors import ConfigError
+from framework.metrics.row_ratio import RowRatio
 from framework.models.config import EncoderConfig
 from framework.models.encoder import TransformerEncoder
 from framework.nn.norm import LayerNorm
@@ -347,11 +348,30 @@ class Task(ABC):
     def score(self, source: Any, decoded: Sequence[Any]) -> dict[str, float]:
         """Computes metrics of a whole split that are not sums over its items, in addition to `build_metrics`.
 
+        By default these are the metrics of `row_metrics`.
+
         Args:
             source: The split.
             decoded: Objects of `decode` from all ranks, one per item of the source, in its order.
         """
+        return {name: ratio.total() for name, ratio in self.row_metrics(source, decoded).items()}
+
+    def row_metrics(self, source: Any, decoded: Sequence[Any]) -> Mapping[str, RowRatio]:
+        """Returns metrics of `score` that can be computed for any choice of the rows, such as a group of people.
+
+        A row may have several items, such as windows of a long text, which are adjacent. The records of the source
+        then have the index of their `row`.
+
+        Args:
+            source: The split.
+            decoded: Objects of `decode`, one per item of the source, in its order.
+        """
         return {}
+
+    @property
+    def measures_rows(self) -> bool:
+        """Returns True if the metrics of the task can be computed for any choice of the rows."""
+        return not self.scores_predictions or type(self).row_metrics is not Task.row_metrics
 
     def class_table(self, metrics: Mapping[str, Metric], source: Any, decoded: Sequence[Any]) -> list[dict[str, Any]]:
         """Returns one row of scores per class; empty for tasks without classes."""

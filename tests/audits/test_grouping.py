@@ -91,7 +91,7 @@ def test_files_without_terms_are_rejected(tmp_path, content, message):
 
 def test_a_split_without_rows_is_rejected():
     rows = [LabelledText("rows.csv, row 1", "text", None, "0")]
-    assert split_records(Source(rows, 1), "validation") is rows
+    assert split_records(Source(rows, 1), "validation") == rows
     for source in (Source([], 1), Source([0.5], 1), np.zeros(2)):
         with pytest.raises(ConfigError, match="the split train keeps no labelled rows"):
             split_records(source, "train")

@@ -93,6 +93,16 @@ class Window:
         """Returns the location of the question."""
         return self.question.location
 
+    @property
+    def identity(self) -> tuple[str, ...]:
+        """Returns the normalized context and question."""
+        return self.question.identity
+
+    @property
+    def answer(self) -> tuple[()]:
+        """Returns an empty tuple, as the question does."""
+        return self.question.answer
+
 
 def window_source(
     questions: Sequence[Question], tokenizer: Tokenizer, sizes: WindowSizes, labelled: bool = True

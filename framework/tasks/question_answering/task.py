@@ -16,7 +16,8 @@ from framework.data.reading.rows import Row
 from framework.data.tokenization.tokenizer import Tokenizer
 from framework.data.tokenization.written_text import unspaced_share
 from framework.errors import check_at_least
-from framework.metrics.span_f1 import score_answers
+from framework.metrics.row_ratio import RowRatio
+from framework.metrics.span_f1 import answer_ratios
 from framework.models.config import EncoderConfig
 from framework.models.encoder import TransformerEncoder
 from framework.tasks.examination import Examination, ItemResults
@@ -196,12 +197,12 @@ class QuestionAnsweringTask(Task):
         """Locates the tokens of a window in question and context."""
         return locate_window(source, explained.item, tokenizer)
 
-    def score(self, source: FlatSource, decoded: Sequence[WindowSpans]) -> dict[str, float]:
+    def row_metrics(self, source: FlatSource, decoded: Sequence[WindowSpans]) -> dict[str, RowRatio]:
         """Returns exact match and F1 of the SQuAD script (`framework.metrics.span_f1`)."""
         questions = [next(windows).question for _, windows in groupby(source.records, key=lambda window: window.row)]
         predictions = [prediction["answer"] for prediction in self.assemble(source, decoded)]
         truths = [[answer.text for answer in question.answers] for question in questions]
-        return score_answers(predictions, truths, self.answer_unit)
+        return answer_ratios(predictions, truths, self.answer_unit)
 
     def examine(self, source: FlatSource, results: ItemResults) -> Examination:
         """Builds one row per question, see `examine_answers`."""

@@ -8,9 +8,11 @@ import numpy as np
 from framework import ragged
 from framework.batch import IGNORE_INDEX
 from framework.data.examples.answers import parse_list
+from framework.data.examples.splits import same_text
 from framework.data.facts import Cutting
 from framework.data.flat_source import FlatSource, FlatTarget
 from framework.data.tokenization.tokenizer import Tokenizer
+from framework.data.tokenization.written_text import join_words
 from framework.errors import DataError
 from framework.tasks.token_classification.text_units import TextUnit
 from framework.tasks.token_classification.windows import split_windows
@@ -55,6 +57,16 @@ class Part:
     def location(self) -> str:
         """Returns the location of the example."""
         return self.example.location
+
+    @property
+    def identity(self) -> tuple[str, ...]:
+        """Returns the normalized text of the whole example."""
+        return (same_text(join_words(self.example.words) if self.example.text is None else self.example.text),)
+
+    @property
+    def answer(self) -> tuple[str, ...]:
+        """Returns the tags of the whole example."""
+        return tuple(self.example.tags or ())
 
 
 def parse_words(location: str, cell: str) -> list[str]:

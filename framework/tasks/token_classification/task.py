@@ -18,7 +18,8 @@ from framework.data.reading.rows import Row
 from framework.data.tokenization.tokenizer import Tokenizer
 from framework.data.tokenization.written_text import join_words
 from framework.errors import ConfigError, check_fraction
-from framework.metrics.entity_f1 import EntityCounts, count_entities, overall
+from framework.metrics.entity_f1 import EntityCounts, count_entities, entity_ratios
+from framework.metrics.row_ratio import RowRatio
 from framework.models.config import EncoderConfig
 from framework.models.encoder import TransformerEncoder
 from framework.nn.cross_entropy import cross_entropy_sum
@@ -202,22 +203,19 @@ class TokenClassificationTask(Task):
         """Locates each token at its word: by characters of a text, or by its index in a list of words."""
         return locate_words(source, explained.item, tokenizer)
 
-    def score(self, source: FlatSource, decoded: Sequence[Any]) -> dict[str, float]:
+    def row_metrics(self, source: FlatSource, decoded: Sequence[Any]) -> dict[str, RowRatio]:
         """Returns precision, recall and F1 of all entities, and the share of words with the correct tag.
 
         `argmax_entity_f1` takes the tag with the largest score of each word and ignores the BIO rules, as other
         libraries do.
         """
         present, predicted = self._true_and_predicted(source, decoded)
-        counts = overall(count_entities(present, predicted, self.types).values())
-        largest = self._largest_scores(source, decoded)
-        num_correct = sum(a == b for pair in zip(present, predicted, strict=True) for a, b in zip(*pair, strict=True))
+        num_correct = [sum(a == b for a, b in zip(*pair, strict=True)) for pair in zip(present, predicted, strict=True)]
+        words = np.array([len(tags) for tags in present], dtype=np.float64)
         return {
-            "entity_precision": counts.precision,
-            "entity_recall": counts.recall,
-            "entity_f1": counts.f1,
-            "argmax_entity_f1": overall(count_entities(present, largest, self.types).values()).f1,
-            "token_accuracy": num_correct / sum(map(len, present)),
+            **{f"entity_{name}": ratio for name, ratio in entity_ratios(present, predicted).items()},
+            "argmax_entity_f1": entity_ratios(present, self._largest_scores(source, decoded))["f1"],
+            "token_accuracy": RowRatio(np.array(num_correct, dtype=np.float64), words),
         }
 
     def class_table(
