@@ -9,7 +9,6 @@ import sys
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -24,6 +23,7 @@ import framework.train
 from framework import load
 from framework.batch import PackedBatch
 from framework.config.input_rows import read_python_rows
+from framework.data.examples.table import TableData
 from framework.errors import CheckpointError, ConfigError, DataError, DistributedError
 from tests.support.tasks.commands import example, prepare
 
@@ -215,7 +215,7 @@ def test_bad_rows_raise_or_are_answered_in_order(classifier):
 
 def test_rows_may_have_the_columns_of_training(classifier):
     loaded = load(str(classifier.folder), precision="fp32")
-    layout = SimpleNamespace(field_columns={"text": "sentence"})
+    layout = TableData(train="train.csv", text_column="sentence")
     for row in ({"sentence": "good"}, {"text": "good"}):
         requests = read_python_rows([row], loaded.task, loaded.tokenizer, "error", layout)
         assert requests[0].row.values == {"text": "good"} and requests[0].kept == row
