@@ -103,6 +103,16 @@ def check_fraction(name: str, value: float, remedy: str = "Choose, for example, 
         raise ConfigError(f"{name} is {value}. It must be at least 0 and below 1. {remedy}")
 
 
+def check_open_fraction(name: str, value: float, remedy: str) -> None:
+    """Checks that a setting is above 0 and below 1.
+
+    Raises:
+        ConfigError: The value is not in this interval.
+    """
+    if not 0 < value < 1:
+        raise ConfigError(f"{name} is {value}. It must be above 0 and below 1. {remedy}")
+
+
 def check_choice(name: str, value: object, choices: Iterable[str]) -> None:
     """Checks that a setting is one of some names.
 

@@ -26,6 +26,7 @@ from framework.tasks.probing.linear_fit import softmax_loss
 from framework.tasks.probing.probe import Probe
 from framework.tasks.sequence_classification.single_label import SingleLabel
 from tests.support.processes.workers import WorkerPool
+from tests.support.training.tiny_run import rows
 from tests.support.training.toy_run import CONFIG, VOCAB, ToyHead, ToyTask, build_module, train
 
 STEPS = 6
@@ -80,10 +81,6 @@ def run(
     checkpoint = newest_complete(Path(folder) / "checkpoints")
     probes = {"order": probe()} if probed else {}
     train(Path(folder), strategy, cadence, checkpoint=checkpoint, module=module, probes=probes)
-
-
-def rows(folder: Path) -> list[dict[str, float]]:
-    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
 
 
 def without_probes(rows: list[dict[str, float]]) -> list[dict[str, float]]:

@@ -10,6 +10,7 @@ from framework.errors import AuditError
 from tests.support.commands.in_process import (
     FINETUNE,
     TINY,
+    audited,
     call,
     here,
     run_command,
@@ -59,10 +60,6 @@ def planted(tmp_path_factory) -> Path:
         patch.chdir(folder)
         assert run_command(patch, "train", *FINETUNE, *sizes) == 0
     return folder
-
-
-def audited(folder: Path, name: str) -> dict:
-    return json.loads((folder / "analysis" / f"audit_{name}.json").read_text())
 
 
 def test_results_are_files_a_section_a_row_of_the_card_and_an_exit_code(planted, monkeypatch, capfd):

@@ -1,11 +1,10 @@
 """Tests of the audits groups and associations as commands: a planted bias is found, and ranks write the same files."""
 
-import json
 from pathlib import Path
 
 import pytest
 
-from tests.support.commands.in_process import FINETUNE, run_command, train_vocabulary
+from tests.support.commands.in_process import FINETUNE, audited, run_command, train_vocabulary
 from tests.support.processes.ranks import Ranks
 
 FILLERS = [f"w{letter}" for letter in "abcdefgh"]
@@ -36,10 +35,6 @@ def biased(tmp_path_factory) -> Path:
         patch.chdir(folder)
         assert run_command(patch, "train", *FINETUNE, *sizes) == 0
     return folder
-
-
-def audited(folder: Path, name: str) -> dict:
-    return json.loads((folder / "analysis" / f"audit_{name}.json").read_text())
 
 
 def parts_of(result: dict, groups: str) -> dict[tuple[str, str, str | None], dict]:

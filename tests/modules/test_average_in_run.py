@@ -1,6 +1,5 @@
 """A run with a moving average: it trains as without, validates the average, and resumes bit for bit."""
 
-import json
 from pathlib import Path
 
 import pytest
@@ -13,6 +12,7 @@ from framework.distributed.parallel.materialization import materialize
 from framework.distributed.parallel.precision import Precision
 from framework.modules.inference import Inference
 from tests.support.processes.workers import WorkerPool
+from tests.support.training.tiny_run import rows
 from tests.support.training.toy_run import ToySource, build_module, train
 
 DECAY = 0.8
@@ -28,10 +28,6 @@ def run(folder: Path, strategy: str = "single", max_steps: int = STEPS, ema_deca
 
 def run_on_rank(folder: str, strategy: str, max_steps: int) -> None:
     run(Path(folder), strategy, max_steps)
-
-
-def rows(folder: Path) -> list[dict[str, float]]:
-    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
 
 
 @pytest.fixture(scope="module")

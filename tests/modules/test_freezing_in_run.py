@@ -1,6 +1,5 @@
 """A run with frozen parameters: they do not change, have no optimizer state, and ranks agree with one process."""
 
-import json
 from pathlib import Path
 
 import pytest
@@ -13,6 +12,7 @@ from framework.checkpoint.tensors import read_index
 from framework.distributed.parallel.precision import Precision
 from framework.nn.initialization import initial_values
 from tests.support.processes.workers import WorkerPool
+from tests.support.training.tiny_run import rows
 from tests.support.training.toy_run import CONFIG, SEED, build_module, train
 
 STEPS, CUT = 6, 4
@@ -33,10 +33,6 @@ def run(folder: Path, kind: str, strategy: str = "single", max_steps: int = STEP
 
 def run_on_rank(folder: str, kind: str, strategy: str, max_steps: int, precision: str = "fp32") -> None:
     run(Path(folder), kind, strategy, max_steps, precision)
-
-
-def rows(folder: Path) -> list[dict[str, float]]:
-    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
 
 
 @pytest.mark.parametrize("kind", FROZEN)

@@ -1,6 +1,5 @@
 """A run with low-rank updates: only they and the head are trained, ranks agree, and it resumes bit for bit."""
 
-import json
 from pathlib import Path
 
 import pytest
@@ -17,6 +16,7 @@ from framework.modules.inference import Inference
 from framework.nn.initialization import initial_values
 from framework.nn.lora import LoraSettings, is_update, merge_lora
 from tests.support.processes.workers import WorkerPool
+from tests.support.training.tiny_run import rows
 from tests.support.training.toy_run import CONFIG, SEED, ToySource, build_module, train
 
 STEPS, CUT = 6, 4
@@ -36,10 +36,6 @@ def run(folder: Path, strategy: str = "single", max_steps: int = STEPS, precisio
 
 def run_on_rank(folder: str, strategy: str, max_steps: int, precision: str = "fp32") -> None:
     run(Path(folder), strategy, max_steps, precision)
-
-
-def rows(folder: Path) -> list[dict[str, float]]:
-    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
 
 
 @pytest.fixture(scope="module")

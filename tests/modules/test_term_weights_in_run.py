@@ -1,6 +1,5 @@
 """Runs whose loss terms have changing weights: the same for any division of the work, and after a resume."""
 
-import json
 import math
 from pathlib import Path
 
@@ -13,6 +12,7 @@ from framework.modules.encoder_module import EncoderModule
 from framework.nn import attention_backend
 from tests.support.processes.workers import WorkerPool
 from tests.support.training.bad_sequences import BadSequences
+from tests.support.training.tiny_run import rows
 from tests.support.training.toy_run import ToyTask, build_module, train
 from tests.support.training.traced_graphs import TracedGraphs, varlen_attention
 
@@ -36,10 +36,6 @@ def run(folder: Path, strategy: str = "single", max_steps: int = STEPS, **option
 
 def run_on_rank(folder: str, strategy: str, max_steps: int) -> None:
     run(Path(folder), strategy, max_steps)
-
-
-def rows(folder: Path) -> list[dict[str, float]]:
-    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
 
 
 @pytest.fixture(scope="module")

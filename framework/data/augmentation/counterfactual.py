@@ -12,7 +12,7 @@ import pyarrow as pa
 
 from framework.data.augmentation.rewriting import TextAugmentation
 from framework.data.augmentation.word_pairs import read_word_pairs
-from framework.errors import ConfigError
+from framework.errors import ConfigError, check_open_fraction
 from framework.random import mix, uniform
 
 _CHOICE = -1
@@ -32,11 +32,7 @@ class Counterfactual(TextAugmentation):
     """
 
     def __init__(self, pairs: str, swap_prob: float = 0.5, pairs_folder: Path | None = None) -> None:
-        if not 0 < swap_prob < 1:
-            raise ConfigError(
-                f"augmentation.swap_prob is {swap_prob}. It must be above 0 and below 1. With 0.5, both words of a "
-                "pair are equally likely."
-            )
+        check_open_fraction("augmentation.swap_prob", swap_prob, "With 0.5, both words of a pair are equally likely.")
         self.name = pairs
         self.swap_prob = swap_prob
         self.words = read_word_pairs(pairs, pairs_folder)

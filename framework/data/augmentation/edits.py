@@ -12,7 +12,7 @@ import numpy as np
 
 from framework import ragged
 from framework.data.flat_source import FlatTokens
-from framework.errors import ConfigError, check_above_zero, check_at_least
+from framework.errors import check_above_zero, check_at_least, check_open_fraction
 from framework.random import mix, uniform
 
 _CHOICE, _ORDER = -1, -2
@@ -30,8 +30,7 @@ class Augmentation(ABC):
     """
 
     def __init__(self, rate: float) -> None:
-        if not 0 < rate < 1:
-            raise ConfigError(f"augmentation.rate is {rate}. It must be above 0 and below 1. Choose for example 0.1.")
+        check_open_fraction("augmentation.rate", rate, "Choose for example 0.1.")
         self.rate = rate
 
     def variants(self, epochs: np.ndarray) -> np.ndarray:

@@ -12,7 +12,7 @@ import numpy as np
 
 from framework import ragged
 from framework.data.augmentation.rewriting import TextAugmentation
-from framework.errors import ConfigError
+from framework.errors import check_open_fraction
 from framework.random import key, mix, uniform
 
 _CHOICE, _KIND, _LETTER, _KEY = -1, -2, -3, -4
@@ -54,8 +54,7 @@ class Typos(TextAugmentation):
     """
 
     def __init__(self, rate: float) -> None:
-        if not 0 < rate < 1:
-            raise ConfigError(f"augmentation.rate is {rate}. It must be above 0 and below 1. Choose for example 0.1.")
+        check_open_fraction("augmentation.rate", rate, "Choose for example 0.1.")
         self.rate = rate
 
     def rewrite(self, texts: Sequence[str], keys: np.ndarray) -> list[str]:

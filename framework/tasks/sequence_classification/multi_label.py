@@ -14,7 +14,7 @@ from framework.batch import IGNORE_INDEX, PackedBatch
 from framework.data.examples.answers import Answer, several_labels
 from framework.data.examples.table import LabelledText
 from framework.data.flat_source import FlatTarget
-from framework.errors import ConfigError
+from framework.errors import ConfigError, check_open_fraction
 from framework.tasks.examination import Examination, ExaminedRow, ItemResults, Outcomes
 from framework.tasks.sequence_classification.decode import class_scores
 from framework.tasks.sequence_classification.problem import Problem, text_of
@@ -44,10 +44,7 @@ class MultiLabel(Problem):
             raise ConfigError(
                 "task.label_separator is empty. Several labels in a cell need a separator. Set it, for example, to |."
             )
-        if not 0 < threshold < 1:
-            raise ConfigError(
-                f"task.threshold is {threshold}. It must be above 0 and below 1. Choose, for example, 0.5."
-            )
+        check_open_fraction("task.threshold", threshold, "Choose, for example, 0.5.")
         self.threshold = threshold
         self.answers = several_labels(label_separator)
 

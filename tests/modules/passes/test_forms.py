@@ -1,7 +1,6 @@
 """Every form of loss equals a plain loop and does not depend on how the step was split."""
 
 import functools
-import json
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -21,6 +20,7 @@ from framework.modules.inference import Inference
 from tests.support.processes.workers import WorkerPool
 from tests.support.training import plain_loops
 from tests.support.training.forms import ALPHA, EPSILON, WEIGHT, module_of
+from tests.support.training.tiny_run import rows
 from tests.support.training.toy_contrast import ContrastSource
 from tests.support.training.toy_run import FP32, train
 
@@ -55,10 +55,6 @@ def run(
         # Two hosts, and therefore two copies.
         os.environ |= {"LOCAL_WORLD_SIZE": "2", "LOCAL_RANK": str(int(os.environ["RANK"]) % 2)}
     train(Path(folder), strategy, CADENCE, budget, module=module, extra_callbacks=(Trial(),), shape=shape)
-
-
-def rows(folder: Path) -> list[dict[str, float]]:
-    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
 
 
 def same(ours: Path, theirs: Path) -> None:

@@ -1,7 +1,6 @@
 """Private steps equal a loop over single sequences under every strategy and budget, and resume bit for bit."""
 
 import functools
-import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -14,12 +13,9 @@ from framework.distributed.parallel.sharding import Sharding
 from tests.support.processes.workers import WorkerPool
 from tests.support.training import private_run
 from tests.support.training.cuts import CutAt, CutError
+from tests.support.training.tiny_run import rows
 
 Run = tuple[list[dict[str, float]], dict[str, torch.Tensor]]
-
-
-def rows(folder: Path) -> list[dict[str, float]]:
-    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
 
 
 def same(ours: Run, theirs: Run) -> None:

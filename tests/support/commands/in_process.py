@@ -1,10 +1,12 @@
 """Runs the command lines of the commands in this process and in a folder of tiny data."""
 
+import json
 import re
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hydra.core.global_hydra import GlobalHydra
@@ -98,6 +100,12 @@ def call(here, monkeypatch, capfd) -> Callable[..., Outcome]:
         return Outcome(code, captured.out, captured.err, files_below(here))
 
     return run
+
+
+def audited(folder: Path, name: str) -> dict[str, Any]:
+    """Returns the result of an audit as `framework.audit` wrote it."""
+    result: dict[str, Any] = json.loads((folder / "analysis" / f"audit_{name}.json").read_text())
+    return result
 
 
 def files_below(folder: Path) -> set[str]:
