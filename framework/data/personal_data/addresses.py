@@ -24,12 +24,19 @@ _WRITTEN_AT = re.compile(
 )
 _LATIN = "A-Za-z_\u00c0-\u024f"
 # A Latin handle ends where Chinese text goes on.
-_HANDLE = re.compile(rf"[{_LATIN}](?:[{_LATIN}0-9]|[.-](?=[A-Za-z0-9])){{1,29}}|[^\W\d](?:[\w·]){{1,29}}")
+_AT_RULES = (
+    r"(?i:import|imported|media|charset|font-face|keyframes|namespace|param|returns?|throws|override|deprecated|property|"
+    r"staticmethod|classmethod|dataclass|null)(?!\w|[.-]\w)"
+)
+"""Words after an at sign in style sheets and source code, and of missing values."""
+_HANDLE = re.compile(
+    rf"(?!{_AT_RULES})(?:[{_LATIN}](?:[{_LATIN}0-9]|[.-](?=[A-Za-z0-9])){{1,29}}|[^\W\d](?:[\w·]){{1,29}})"
+)
 _NO_HANDLE_AFTER = re.compile(r"[A-Za-z0-9_.@/&=+#$%^*!\-]")
 _URL_CHARACTERS = re.compile(r"[A-Za-z0-9\-._~:/?#\[\]@!$&'()*+,;=%]+")
 _SCHEME = re.compile(r"(?:https?|ftp|sftp|ssh|git|wss?|rtsp|ldaps?|mongodb|postgres(?:ql)?|mysql|redis|amqp)$", re.I)
 _SITES = (
-    r"(?:(?:www|m|mobile|[a-z]{2}-[a-z]{2}|[a-z]{2})\.)?"
+    r"(?:(?:www|m|mobile|web|touch|gist|[a-z]{2}-[a-z]{2}|[a-z]{2})\.)?"
     r"(?:twitter|x|instagram|facebook|github|gitlab|twitch|pinterest|soundcloud|vk|weibo|threads|tiktok|flickr)\.com"
     r"|t\.me|space\.bilibili\.com"
 )
@@ -38,7 +45,7 @@ _PAGES = (
     r"marketplace|media|news|notifications|pages?|photos?|pricing|privacy|search|settings|share|sharer|signup|site|"
     r"status|support|terms|topics?|trending|tv|watch)(?![\w-])"
 )
-_PROFILE = re.compile(rf"(?:{_SITES})/(?!{_PAGES}|[\w.-]+\.(?:php|html?|aspx?))@?[\w.-]{{2,}}", re.I)
+_PROFILE = re.compile(rf"(?<![\w.-])(?:{_SITES})/(?!{_PAGES}|[\w.-]+\.(?:php|html?|aspx?))@?[\w.-]{{2,}}", re.I)
 _BARE_PROFILE = re.compile(rf"(?<![\w./@-])(?:{_SITES}|(?:www\.)?linkedin\.com/in)/", re.I | re.A)
 _USER_PART = re.compile(
     r"^[a-z]+://[^/?#\s@]+@"
@@ -83,11 +90,19 @@ def find_handles(text: str) -> Iterator[Find]:
     """Yields handles such as "@jane_doe"."""
     at = text.find("@")
     while at >= 0:
-        if at == 0 or not _NO_HANDLE_AFTER.match(text, at - 1):
+        if at == 0 or not (_NO_HANDLE_AFTER.match(text, at - 1) or _is_misread_space(text, at)):
             handle = _HANDLE.match(text, at + 1)
             if handle is not None:
                 yield Find(at, handle.end(), "handle")
         at = text.find("@", at + 1)
+
+
+def _is_misread_space(text: str, at: int) -> bool:
+    """Returns whether an at sign is half of a Big5 space that was read as Latin-1; a Spanish exclamation has an end."""
+    if text[at - 1] != "¡":
+        return False
+    line_end = text.find("\n", at)
+    return text.find("!", at, len(text) if line_end < 0 else line_end) < 0
 
 
 def find_user_urls(text: str) -> Iterator[Find]:

@@ -19,7 +19,7 @@ KINDS = ("email", "phone", "card", "iban", "ip", "url_user", "national_id", "han
 REGIONS = ("US", "GB", "CN", "DE", "FR", "ES")
 """Default regions whose national phone numbers and identity numbers are found."""
 
-RULES = 1
+RULES = 2
 """Version of the rules; raise it with every change of what is found."""
 
 

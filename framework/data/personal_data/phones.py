@@ -18,6 +18,8 @@ _NO_PHONE = re.compile(
     r"\D*(?:(?:1[5-9]|20)\d\d[ ./\-()]{1,3}(?:1[5-9]|20)\d\d(?!\d)"  # years
     r"|\d{1,2}[./\-]\d{1,2}[./\-](?:\d\d|\d{4})(?![./\-]?\d)|(?:19|20)\d\d[./\-]\d{1,2}[./\-]\d{1,2}(?!\d)"  # dates
     r"|\d{1,3}(?:\.\d{3})+$"  # thousands
+    r"|\d\.\d(?!\d)"  # versions
+    r"|(?:2147483647|4294967295)$"  # largest integers of 32 bits
     r"|.*(?: \.|\. ))"  # ends of sentences
 )
 _REFERENCE = re.compile(r"(?:isbn(?:-1[03])?|issn|doi|pmid|ean|arxiv)[ :.#]*$", re.IGNORECASE)

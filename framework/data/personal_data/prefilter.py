@@ -33,7 +33,8 @@ _CLASSES = _classes()
 _NUMBER = re.compile(rb"0(?:(?:[-.]{0,9}0){5}|0{0,2}\.0{1,3}\.0)")
 _IPV6 = re.compile(rb":[0h]{0,4}:")
 _WIDE_NUMBER = re.compile(rb"(?:\xef\xbc[\x90-\x99]){3}")
-_AT = (b"@", "＠".encode(), *map(str.encode, WRITTEN_AT))
+_WIDE_AT = "＠".encode()
+_WRITTEN_AT = tuple(map(str.encode, WRITTEN_AT))
 _URL = (b"://", *map(str.encode, SITES))
 
 
@@ -57,9 +58,13 @@ def traces(text: str) -> Traces | None:
     """Returns the traces of personal data in a text; None if there are none."""
     raw = text.encode("utf-8", "surrogatepass")
     classes = raw.translate(_CLASSES)
-    at = any(map(raw.__contains__, _AT))
-    url = any(map(raw.__contains__, _URL))
-    number = _NUMBER.search(classes) is not None or (not raw.isascii() and _WIDE_NUMBER.search(raw) is not None)
+    is_wide = not raw.isascii()
+    # A single byte is searched for ten times as fast as several.
+    at = b"@" in raw or (is_wide and _WIDE_AT in raw)
+    if not at and (b"(" in raw or b"[" in raw):
+        at = any(map(raw.__contains__, _WRITTEN_AT))
+    url = b"/" in raw and any(map(raw.__contains__, _URL))
+    number = _NUMBER.search(classes) is not None or (is_wide and _WIDE_NUMBER.search(raw) is not None)
     colons = _IPV6.search(classes) is not None
     return Traces(at, url, number, colons) if at or url or number or colons else None
 
@@ -74,4 +79,8 @@ _VARIANT = re.compile(
 
 def plain(text: str) -> str:
     """Replaces full-width characters, special spaces and dashes by ASCII; the length of the text stays the same."""
-    return text if text.isascii() or not _VARIANT.search(text) else text.translate(_VARIANTS)
+    return text if text.isascii() else _VARIANT.sub(_plain_character, text)
+
+
+def _plain_character(match: re.Match[str]) -> str:
+    return chr(_VARIANTS[ord(match.group())])
