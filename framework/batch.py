@@ -43,6 +43,11 @@ class PackedBatch:
             the item in the run's stream of items.
         decoder_inputs: Batch of the decoder: the same number of sequences, order and ids. Its `targets` are those of
             the decoder. None if the model has no decoder.
+        patches: (patches, patch_dim) uint8, pixels of picture patches in the order row, column, channel. None: the
+            source has no pictures.
+        patch_tokens: (patches,) int64, index of the token that each patch replaces. Filler patches come last. They
+            replace the last token, which is then a filler too.
+        patch_places: (patches, 2) int64, row and column of each patch in the grid of its picture.
     """
 
     input_ids: Tensor
@@ -58,6 +63,9 @@ class PackedBatch:
     counts: Mapping[str, float]
     group_size: int = 1
     decoder_inputs: "PackedBatch | None" = None
+    patches: Tensor | None = None
+    patch_tokens: Tensor | None = None
+    patch_places: Tensor | None = None
 
     def item_indices(self) -> list[int]:
         """Returns the indices of the real items in order. Synchronises with the device."""

@@ -1,7 +1,7 @@
 """Builds the objects of a run from validated settings. Reads files and uses no device."""
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -107,10 +107,10 @@ def build_parts(settings: TrainConfig, world_size: int) -> Parts:
         runs = Path(settings.run.dir)
         weights = find_weights(settings.init_from, runs, settings.init_weights, settings.init_average_last)
     tokenizer = build_tokenizer(settings.tokenizer, weights)
-    config = build_encoder_config(settings, tokenizer, weights)
+    task: Task = settings.task.build()
+    config = build_encoder_config(settings, tokenizer, weights, task)
     check_vocabulary(tokenizer, config, weights)
     shape = settings.strategy.shape(world_size)
-    task: Task = settings.task.build()
     check_tensor_parallel(config, shape.tensor)
     check_task_is_split(task, shape.tensor)
     augmentation = build_augmentation(settings.augmentation, task)
@@ -212,11 +212,25 @@ def build_tokenizer(settings: TokenizerConfig, weights: PretrainedWeights | None
 
 
 def build_encoder_config(
-    settings: TrainConfig, tokenizer: Tokenizer, weights: PretrainedWeights | None
+    settings: TrainConfig, tokenizer: Tokenizer, weights: PretrainedWeights | None, task: Task
 ) -> EncoderConfig:
-    """Completes the model's config from the weights, or the vocabulary size from the tokenizer."""
-    supplied = asdict(weights.config) if weights is not None else {"vocab_size": tokenizer.vocab_size}
-    return settings.model.build(**supplied)
+    """Completes the model's config from the weights, or the vocabulary size from the tokenizer.
+
+    The task decides whether the encoder reads pictures. New patch embeddings are added to the weights of an encoder
+    that read none.
+
+    Raises:
+        ConfigError: A value is invalid, or the task reads patches of another size than the encoder.
+    """
+    supplied = weights.config.record() if weights is not None else {"vocab_size": tokenizer.vocab_size}
+    config: EncoderConfig = settings.model.build(**{**supplied, "patch_size": task.patch_size})
+    trained = supplied.get("patch_size") or config.patch_size
+    if task.patch_size and trained != task.patch_size:
+        raise ConfigError(
+            f"task.patch_size is {task.patch_size}, but the encoder reads patches of {trained} pixels. Patch "
+            f"embeddings fit one size. Set task.patch_size={trained}."
+        )
+    return config
 
 
 def build_module(settings: TrainConfig, parts: Parts, precision: Precision, device_type: str) -> EncoderModule:

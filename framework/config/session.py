@@ -69,7 +69,7 @@ def as_run(
         resolved
         | private
         | {
-            "model": vars(parts.config).copy(),
+            "model": parts.config.record(),
             "precision": config["precision"] | {"name": precision.name},
             "strategy": config["strategy"] | {"compile": compile_backend},
         }

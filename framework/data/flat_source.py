@@ -15,6 +15,7 @@ import pyarrow as pa
 from framework import ragged
 from framework.batch import IGNORE_INDEX, PackedBatch
 from framework.data.facts import NO_CUTTING, Cutting, SplitFacts
+from framework.data.picture_sequences import PictureSequences
 from framework.data.planning.collate import Shape, Target, pack_sequences
 from framework.data.planning.order import Shuffle
 from framework.data.planning.plan import StepSequences
@@ -101,6 +102,7 @@ class FlatSource(HeldItems):
         notes: Further facts, by name.
         texts: (sequences,) first text of each sequence, followed for pairs by the array of second texts; None: texts
             are not kept.
+        pictures: Pictures of the sequences, whose patches replace some of their tokens; None: there are none.
 
     Attributes:
         facts: Facts about the split; `framework.data.facts.with_facts` adds facts about its rows.
@@ -110,6 +112,7 @@ class FlatSource(HeldItems):
         group_size: Largest number of sequences of an item.
         records: Records as given.
         texts: Texts as given.
+        pictures: Pictures as given.
     """
 
     def __init__(
@@ -125,7 +128,9 @@ class FlatSource(HeldItems):
         cutting: Cutting = NO_CUTTING,
         notes: Mapping[str, str] = MappingProxyType({}),
         texts: tuple[pa.Array, ...] | None = None,
+        pictures: PictureSequences | None = None,
     ) -> None:
+        self.pictures = pictures
         self.records = records
         self.texts = texts
         self.facts = SplitFacts(len(lengths) if item_sizes is None else len(item_sizes), cutting=cutting, notes=notes)
@@ -146,12 +151,14 @@ class FlatSource(HeldItems):
 
     @property
     def fingerprint(self) -> str:
-        """Returns a hash of ids, lengths, segments, items and targets."""
+        """Returns a hash of ids, lengths, segments, items, targets, and names and sizes of pictures."""
         digest = hashlib.blake2b(digest_size=16)
         for array in (self._input_ids, self._lengths, self._item_sizes, self._token_type_ids):
             digest.update(b"" if array is None else np.ascontiguousarray(array).tobytes())
         for name, target in self._targets.items():
             digest.update(name.encode() + np.ascontiguousarray(target.values).tobytes())
+        if self.pictures is not None:
+            digest.update(self.pictures.fingerprint)
         return digest.hexdigest()
 
     def build(self, sequences: StepSequences, step: int, shape: Shape = None) -> PackedBatch:  # noqa: ARG002  the same at every step
@@ -210,6 +217,7 @@ class FlatSource(HeldItems):
             },
             {term: float(weights[rows].sum()) for term, weights in self._counts.items()},
             shape,
+            None if self.pictures is None else self.pictures.patches(rows, tokens.lengths),
         )
         return replace(batch, group_size=self.group_size)
 

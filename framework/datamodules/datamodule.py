@@ -12,7 +12,7 @@ from framework.data.planning.collate import RoundedShape
 from framework.data.planning.fixed_shapes import Shapes, fixed_shapes
 from framework.data.planning.plan import ChosenTargets, SequenceSource, StepPlan
 from framework.data.planning.poisson import PoissonPlan
-from framework.datamodules.steps import SeekSampler, StepDataset
+from framework.datamodules.steps import Loaded, SeekSampler, StepDataset, raise_error
 from framework.distributed.processes.stop_signals import ignore_stop_signals
 from framework.errors import ConfigError
 from framework.privacy.secret import Secret
@@ -130,20 +130,20 @@ class EncoderDataModule(LightningDataModule):
             )
         self.start_step = step
 
-    def train_dataloader(self) -> DataLoader[StepBatch]:
+    def train_dataloader(self) -> DataLoader[Loaded]:
         """Returns a loader of the steps from the start step on; its length is that of the whole run."""
         dataset = StepDataset(self.plans["train"], self.rank, self.max_steps)
         return self._loader(dataset, SeekSampler(self.start_step, self.max_steps))
 
-    def val_dataloader(self) -> DataLoader[StepBatch] | list[DataLoader[StepBatch]]:
+    def val_dataloader(self) -> DataLoader[Loaded] | list[DataLoader[Loaded]]:
         """Returns a loader of the validation split in fixed order, or an empty list if there is no such split."""
         return self.eval_dataloader("validation") if "validation" in self.plans else []
 
-    def test_dataloader(self) -> DataLoader[StepBatch] | list[DataLoader[StepBatch]]:
+    def test_dataloader(self) -> DataLoader[Loaded] | list[DataLoader[Loaded]]:
         """Returns a loader of the test split in fixed order, or an empty list if there is no such split."""
         return self.eval_dataloader("test") if "test" in self.plans else []
 
-    def eval_dataloader(self, split: str) -> DataLoader[StepBatch]:
+    def eval_dataloader(self, split: str) -> DataLoader[Loaded]:
         """Returns a loader of one split in fixed order, with every sequence once on exactly one rank.
 
         Raises:
@@ -157,11 +157,20 @@ class EncoderDataModule(LightningDataModule):
         dataset = StepDataset(plan, self.rank, len(plan))
         return self._loader(dataset, SeekSampler(0, len(plan)))
 
-    def transfer_batch_to_device(self, batch: StepBatch, device: torch.device, dataloader_idx: int) -> StepBatch:  # noqa: ARG002
-        """Leaves a step on the host (Lightning's hook); the module copies it, to fixed memory in captured steps."""
-        return batch
+    def transfer_batch_to_device(
+        self,
+        batch: Loaded,
+        device: torch.device,  # noqa: ARG002
+        dataloader_idx: int,  # noqa: ARG002
+    ) -> StepBatch:
+        """Leaves a step on the host (Lightning's hook); the module copies it, to fixed memory in captured steps.
 
-    def _loader(self, dataset: StepDataset, sampler: SeekSampler) -> DataLoader[StepBatch]:
+        Raises:
+            FrameworkError: A loader process met this error.
+        """
+        return raise_error(batch)
+
+    def _loader(self, dataset: StepDataset, sampler: SeekSampler) -> DataLoader[Loaded]:
         return DataLoader(
             dataset,
             batch_size=None,

@@ -1,15 +1,23 @@
 """Map-style dataset of the global steps of a run, and the sampler that seeks in it."""
 
 from collections.abc import Iterator
+from typing import TypeAlias
 
-from torch.utils.data import Dataset, Sampler
+from torch.utils.data import Dataset, Sampler, get_worker_info
 
 from framework.batch import StepBatch
 from framework.data.planning.plan import StepPlan
+from framework.errors import FrameworkError
+
+Loaded: TypeAlias = StepBatch | FrameworkError
+"""Step, or the error that a loader process met."""
 
 
-class StepDataset(Dataset[StepBatch]):
+class StepDataset(Dataset[Loaded]):
     """Dataset whose item `step` is one rank's share of that global step; items do not depend on earlier items.
+
+    A loader process returns an error about the data, such as a damaged picture, instead of the step. torch would add
+    its traceback to the message. `raise_error` raises it in the training process.
 
     Args:
         plan: Plan of the split.
@@ -26,11 +34,16 @@ class StepDataset(Dataset[StepBatch]):
     def __len__(self) -> int:
         return self.num_steps
 
-    def __getitem__(self, step: int) -> StepBatch:
+    def __getitem__(self, step: int) -> Loaded:
         if not 0 <= step < self.num_steps:
             raise IndexError(f"step {step} is not within the {self.num_steps} steps of the run.")
-        self._read_ahead(step)
-        return StepBatch(step, self.plan.epoch(step), tuple(self.plan.batches(step, self.rank)))
+        try:
+            self._read_ahead(step)
+            return StepBatch(step, self.plan.epoch(step), tuple(self.plan.batches(step, self.rank)))
+        except FrameworkError as error:
+            if get_worker_info() is None:
+                raise
+            return error
 
     def _read_ahead(self, step: int) -> None:
         """Announces each window of the order once to the source, before its sequences are read."""
@@ -40,6 +53,17 @@ class StepDataset(Dataset[StepBatch]):
                 for start, stop in ranges.tolist():
                     self.plan.source.read_ahead(epoch, start, stop)
         self._announced = [name for _, _, name in windows]
+
+
+def raise_error(loaded: Loaded) -> StepBatch:
+    """Returns a loaded step.
+
+    Raises:
+        FrameworkError: A loader process met this error.
+    """
+    if isinstance(loaded, FrameworkError):
+        raise loaded
+    return loaded
 
 
 class SeekSampler(Sampler[int]):

@@ -8,7 +8,7 @@ prediction outside BERT, heads of external tasks). `framework.published.pretrain
 
 import json
 from collections.abc import Collection, Iterable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -87,7 +87,7 @@ def export_huggingface(
     record: dict[str, Any] = {
         "format": FORMAT,
         "head": head_kind,
-        "encoder": asdict(config),
+        "encoder": config.record(),
         "task": dict(task_record),
         "tensors_without_class": {"file": EXTRA_WEIGHTS_FILE, "names": list(without_class)} if without_class else None,
     }

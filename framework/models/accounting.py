@@ -14,7 +14,7 @@ class ParameterCounts:
     """Parameter counts of an encoder without heads.
 
     Attributes:
-        embeddings: Tables of words, positions and segments, and their norm.
+        embeddings: Tables of words, positions and segments, patch embeddings, and their norm.
         layers: All layers and, with pre-norm, the final norm.
         matrices: Weights of the linear layers in `layers`, each used once per token.
     """
@@ -34,6 +34,8 @@ def count_parameters(config: EncoderConfig) -> ParameterCounts:
     hidden, inner = config.hidden_size, config.intermediate_size
     norm = hidden * (2 if config.norm_bias else 1)
     rows = config.vocab_size + config.type_vocab_size
+    if config.patch_size:
+        rows += 3 * config.patch_size**2 + 1 + 2 * config.patch_grid
     if config.position_encoding == "learned":
         rows += config.max_position_embeddings
     into_inner = 2 if config.gated else 1

@@ -1,8 +1,8 @@
 """Encoder configuration: every key of `conf/model/*.yaml` is a field here."""
 
 import math
-from dataclasses import dataclass, fields
-from typing import get_args
+from dataclasses import asdict, dataclass, fields
+from typing import Any, get_args
 
 from framework.errors import ConfigError, check_choice
 
@@ -21,6 +21,8 @@ _AT_MOST = {
     "intermediate_size": 2**24,
     "max_position_embeddings": 2**20,
     "type_vocab_size": 2**20,
+    "patch_size": 2**10,
+    "patch_grid": 2**10,
 }
 """Limits far beyond any encoder, so that a malicious config cannot exhaust the machine before weights are read."""
 _AT_LEAST_ONE = (
@@ -28,7 +30,11 @@ _AT_LEAST_ONE = (
     "global_attention_every",
 )
 _TYPE_NAMES = {int: "a whole number", float: "a finite number", bool: "true or false", str: "text", type(None): "null"}
-_NOT_NEGATIVE = ("type_vocab_size", "position_offset", "pad_token_id", "initializer_range")
+_OF_PICTURES = ("patch_size", "patch_grid")
+_NOT_NEGATIVE = (
+    *("type_vocab_size", "position_offset", "pad_token_id", "initializer_range"),
+    *_OF_PICTURES,
+)
 _POSITIVE_NUMBERS = ("rope_theta_global", "rope_theta_local", "norm_eps")
 _PROBABILITIES = ("hidden_dropout", "embedding_dropout", "attention_dropout")
 
@@ -67,6 +73,9 @@ class EncoderConfig:
             feed_forward.down): "normal", "scaled" (standard deviation divided by sqrt(2 * num_layers), Radford et al.
             2019, section 2.3) or "zero".
         pad_token_id: Id for exports; packed batches contain no padding.
+        patch_size: Edge of a patch of a picture in pixels; 0: the encoder reads no pictures. The task sets it.
+        patch_grid: Most rows and most columns of patches in a picture, which have a position embedding each; 0: patches
+            have no positions. Unused if `patch_size` is 0.
     """
 
     family: str
@@ -95,6 +104,8 @@ class EncoderConfig:
     initializer_range: float = 0.02
     output_initialization: str = "normal"
     pad_token_id: int = 0
+    patch_size: int = 0
+    patch_grid: int = 64
 
     def __post_init__(self) -> None:
         """Checks each value and their combinations.
@@ -163,6 +174,11 @@ class EncoderConfig:
                 f"model.local_attention_window is {window}. It must be an even number of tokens, half on each side. "
                 "Choose an even number, or null for global attention in all layers."
             )
+
+    def record(self) -> dict[str, Any]:
+        """Returns the settings that runs and exports record; without those of pictures if the encoder reads none."""
+        left_out = () if self.patch_size else _OF_PICTURES
+        return {name: value for name, value in asdict(self).items() if name not in left_out}
 
     @property
     def head_dim(self) -> int:

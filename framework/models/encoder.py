@@ -10,11 +10,16 @@ from framework.nn.embeddings import TokenEmbeddings
 from framework.nn.feed_forward import FeedForward, GatedFeedForward
 from framework.nn.layer import EncoderLayer
 from framework.nn.norm import LayerNorm, ResidualNorm
+from framework.nn.patch_embeddings import PatchEmbeddings
 from framework.nn.rotary import RotaryTable
 
 
 def _build_norm(config: EncoderConfig) -> LayerNorm:
     return LayerNorm(config.hidden_size, config.norm_eps, config.norm_bias)
+
+
+def _build_patch_embeddings(config: EncoderConfig) -> PatchEmbeddings | None:
+    return PatchEmbeddings(config.patch_size, config.hidden_size, config.patch_grid) if config.patch_size else None
 
 
 def _build_embeddings(config: EncoderConfig) -> TokenEmbeddings:
@@ -26,6 +31,7 @@ def _build_embeddings(config: EncoderConfig) -> TokenEmbeddings:
         type_vocab_size=config.type_vocab_size,
         norm=_build_norm(config),
         dropout=HashedDropout(config.embedding_dropout, "embeddings"),
+        patch_embeddings=_build_patch_embeddings(config),
     )
 
 
@@ -78,7 +84,10 @@ class TransformerEncoder(nn.Module):
         )
 
     def embed(self, batch: PackedBatch, dropout_keys: Tensor | None = None) -> Tensor:
-        """Maps a batch to embeddings (tokens, hidden); dropout_keys (tokens,) int64, None disables dropout."""
+        """Maps a batch to embeddings (tokens, hidden); dropout_keys (tokens,) int64, None disables dropout.
+
+        Patches of pictures get embeddings of their own, which pass through the same norm and dropout.
+        """
         return self.embeddings(batch, dropout_keys)
 
     def encode(self, embeddings: Tensor, batch: PackedBatch, dropout_keys: Tensor | None = None) -> Tensor:

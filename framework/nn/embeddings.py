@@ -62,6 +62,8 @@ class TokenEmbeddings(nn.Module):
         type_vocab_size: Rows of the segment table; 0: no table. With one row, every token uses it.
         norm: Norm of the sum.
         dropout: Dropout after the norm.
+        patch_embeddings: Module that replaces the embeddings of tokens that stand for picture patches, before the norm
+            (`framework.nn.patch_embeddings`); None: the encoder reads no pictures.
     """
 
     def __init__(
@@ -73,12 +75,14 @@ class TokenEmbeddings(nn.Module):
         type_vocab_size: int,
         norm: LayerNorm,
         dropout: HashedDropout,
+        patch_embeddings: nn.Module | None = None,
     ) -> None:
         super().__init__()
         self.position_offset = position_offset
         self.word_embeddings = EmbeddingTable(vocab_size, hidden_size)
         self.position_embeddings = EmbeddingTable(num_positions, hidden_size) if num_positions else None
         self.token_type_embeddings = EmbeddingTable(type_vocab_size, hidden_size) if type_vocab_size else None
+        self.patch_embeddings = patch_embeddings
         self.norm = norm
         self.dropout = dropout
 
@@ -93,4 +97,6 @@ class TokenEmbeddings(nn.Module):
         if self.position_embeddings is not None:
             position_ids = batch.position_ids + self.position_offset
             embeddings = embeddings + _lookup(self.position_embeddings, position_ids)
+        if self.patch_embeddings is not None:
+            embeddings = self.patch_embeddings(embeddings, batch)
         return self.dropout(self.norm(embeddings), dropout_keys)

@@ -38,6 +38,7 @@ FAMILIES: dict[str, Family] = {"bert": BERT, "roberta": ROBERTA, "modernbert": M
 _OLD_NORM_NAMES = {".gamma": ".weight", ".beta": ".bias"}
 _SAME_ARITHMETIC = ("num_heads", "position_encoding", "position_offset", "norm_placement", "activation", "norm_eps")
 _PADDED_BY_VOCABULARY = ("encoder.embeddings.word_embeddings.weight", "head.mlm.decoder.bias")
+_PATCH_EMBEDDINGS = "encoder.embeddings.patch_embeddings."
 _MAX_PADDING = 127
 _REMEDY = "Use model=from_weights, which builds the encoder of the weights, or choose other weights."
 
@@ -248,8 +249,8 @@ def match_parameters(model: nn.Module, weights: PretrainedWeights) -> tuple[dict
         weights: Weights to start from.
 
     Returns:
-        Values by parameter name, and the names of parameters without a value. These belong to the head, or are low-rank
-        updates, which always start new.
+        Values by parameter name, and the names of parameters without a value. These belong to the head, are patch
+        embeddings of an encoder that read no pictures, or are low-rank updates, which always start new.
 
     Raises:
         CheckpointError: The encoders differ, or a shape differs.
@@ -271,11 +272,15 @@ def match_parameters(model: nn.Module, weights: PretrainedWeights) -> tuple[dict
         plain_names.add(plain_name)
         if plain_name in available:
             values[name] = _padded(plain_name, available[plain_name], parameter.shape, weights.source)
-        elif plain_name.startswith("head.") or is_update(plain_name):
+        elif plain_name.startswith(("head.", _PATCH_EMBEDDINGS)) or is_update(plain_name):
             new.append(name)
         else:
             raise CheckpointError(f"{weights.source} has no {plain_name}, which this model requires. {_REMEDY}")
-    extra = sorted(name for name in available.keys() - plain_names if name.startswith("encoder."))
+    extra = sorted(
+        name
+        for name in available.keys() - plain_names
+        if name.startswith("encoder.") and not name.startswith(_PATCH_EMBEDDINGS)
+    )
     if extra:
         raise CheckpointError(f"{weights.source} has {extra[0]}, which this model lacks. {_REMEDY}")
     return values, new

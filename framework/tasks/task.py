@@ -103,6 +103,8 @@ class Task(ABC):
         head_rows: Meaning of the rows of activations in the head, by name of a module in it ("": all others): "tokens",
             "sequences", or the name of a target with the index of each row's token. Privacy needs it, and
             `sequence_losses`; a task without it cannot be trained with privacy.
+        patch_size: Edge of a patch in pixels, for which the encoder gets patch embeddings; 0: the task reads no
+            pictures.
         scores_predictions: True if evaluation must decode every item of a split, gather them from all ranks and call
             `score`.
     """
@@ -122,6 +124,7 @@ class Task(ABC):
     list_fields: tuple[str, ...] = ()
     keeps_training_rows: bool = False
     head_rows: Mapping[str, str] = {}
+    patch_size: int = 0
     scores_predictions: bool = False
 
     def __init_subclass__(cls) -> None:

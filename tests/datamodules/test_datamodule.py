@@ -3,6 +3,7 @@
 import time
 
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -11,7 +12,7 @@ from framework.data.planning.batch_size import BatchWarmup
 from framework.data.planning.collate import RoundedShape
 from framework.data.planning.order import Shuffle
 from framework.datamodules.datamodule import EncoderDataModule
-from framework.errors import ConfigError
+from framework.errors import ConfigError, DataError
 from tests.support.data.sequences import SHIFT, NumberedSource
 
 MAX_STEPS = 12
@@ -185,3 +186,24 @@ def test_a_window_of_the_order_is_announced_once_before_its_sequences(monkeypatc
     announcements.clear()
     dataset[9]
     assert announcements == []
+
+
+class DamagedSource(NumberedSource):
+    """Source whose sequences cannot be read."""
+
+    def build(self, sequences, step, shape=None):
+        raise DataError("rows.csv, row 3: 'a.png' is damaged.")
+
+
+@pytest.mark.parametrize("num_workers", [0, 1])
+def test_an_error_of_a_loader_process_keeps_its_message(num_workers):
+    """torch would add the traceback of the process to the message."""
+    data = EncoderDataModule({"train": DamagedSource(5)}, 0, 2, 40, 3, False, num_workers=num_workers)
+
+    def run() -> None:
+        for loaded in data.train_dataloader():
+            data.transfer_batch_to_device(loaded, torch.device("cpu"), 0)
+
+    with pytest.raises(DataError) as error:
+        run()
+    assert str(error.value) == "rows.csv, row 3: 'a.png' is damaged."

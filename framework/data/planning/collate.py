@@ -36,6 +36,21 @@ class Target:
 
 
 @dataclass(frozen=True, slots=True)
+class Patches:
+    """Patches of the pictures of a micro-batch, before they are packed.
+
+    Attributes:
+        values: (patches, patch_dim) uint8 pixels.
+        tokens: (patches,) int64, index in the micro-batch of the token that each patch replaces.
+        places: (patches, 2) int64, row and column of each patch in its picture.
+    """
+
+    values: np.ndarray
+    tokens: np.ndarray
+    places: np.ndarray
+
+
+@dataclass(frozen=True, slots=True)
 class FixedShape:
     """Fixed sizes of a micro-batch of a compiled step, fillers included. Each dummy sequence takes at least one token.
 
@@ -125,6 +140,7 @@ def pack_sequences(
     targets: Mapping[str, Target] | None = None,
     counts: Mapping[str, float] | None = None,
     shape: Shape = None,
+    patches: Patches | None = None,
 ) -> PackedBatch:
     """Builds one micro-batch from concatenated sequences.
 
@@ -140,7 +156,9 @@ def pack_sequences(
         token_type_ids: (tokens,) segments; None means segment 0 everywhere.
         targets: Prediction targets by name. Position targets count from the first token of this micro-batch.
         counts: Number of real targets of each loss term.
-        shape: Shape to which the micro-batch is padded; None adds no padding.
+        shape: Shape to which the micro-batch is padded; None adds no padding. Patches are padded to the tokens of a
+            fixed shape, or to a multiple of 16 with a rounded one.
+        patches: Patches of pictures; None: the source has no pictures.
 
     Returns:
         The micro-batch, on the CPU.
@@ -164,6 +182,7 @@ def pack_sequences(
     segments = np.zeros(0, dtype=np.int64) if token_type_ids is None else token_type_ids
     fixed = shape if isinstance(shape, FixedShape) else None
     sizes = {"tokens": tokens, "sequences": len(all_lengths), "targets": fixed.targets if fixed else None}
+    padded = None if patches is None else _padded_patches(patches, tokens, shape)
     return PackedBatch(
         input_ids=_padded(input_ids, tokens, FILLER_TOKEN_ID),
         position_ids=torch.from_numpy(position_ids),
@@ -176,6 +195,24 @@ def pack_sequences(
         num_tokens=num_tokens,
         targets={name: _padded_target(name, target, sizes[target.axis]) for name, target in (targets or {}).items()},
         counts=dict(counts or {}),
+        patches=None if padded is None else torch.from_numpy(padded.values),
+        patch_tokens=None if padded is None else torch.from_numpy(padded.tokens),
+        patch_places=None if padded is None else torch.from_numpy(padded.places),
+    )
+
+
+def _padded_patches(patches: Patches, tokens: int, shape: Shape) -> Patches:
+    """Appends filler patches, which replace the last token; shapes that need them end with a dummy sequence."""
+    size = len(patches.values)
+    if isinstance(shape, FixedShape):
+        size = tokens
+    elif shape is not None:
+        size = -(-size // _TOKEN_MULTIPLE) * _TOKEN_MULTIPLE
+    fillers = size - len(patches.values)
+    return Patches(
+        np.pad(patches.values, ((0, fillers), (0, 0))),
+        np.pad(patches.tokens, (0, fillers), constant_values=tokens - 1),
+        np.pad(patches.places, ((0, fillers), (0, 0))),
     )
 
 
