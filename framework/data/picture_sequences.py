@@ -43,6 +43,12 @@ class PictureSequences:
         digest.update(repr(self.grid).encode() + self.pictures.tobytes() + self._first_tokens.tobytes())
         return digest.digest()
 
+    @property
+    def num_patches(self) -> np.ndarray:
+        """Returns (sequences,) int64, the patches of each sequence; 0 without a picture."""
+        by_file = np.append(self._sides.prod(axis=1), 0)
+        return np.asarray(by_file[self.pictures], dtype=np.int64)
+
     def patches(self, sequences: np.ndarray, lengths: np.ndarray) -> Patches:
         """Decodes the pictures of some sequences.
 

@@ -5,7 +5,7 @@ meaning.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, TypeAlias
 
 import numpy as np
@@ -168,11 +168,7 @@ def pack_sequences(
     """
     lengths = np.asarray(lengths, dtype=np.int64)
     num_tokens, num_sequences = int(lengths.sum()), len(lengths)
-    if len(input_ids) != num_tokens or len(sequence_ids) != num_sequences or (num_sequences and lengths.min() < 1):
-        raise ValueError(
-            f"{len(input_ids)} tokens and {len(sequence_ids)} sequence ids do not match {num_sequences} lengths with "
-            f"sum {num_tokens}. All lengths must be positive."
-        )
+    _check_lengths(lengths, len(input_ids), len(sequence_ids))
     all_lengths = np.concatenate([lengths, _dummy_lengths(num_tokens, num_sequences, shape)])
     cu_seqlens = np.zeros(len(all_lengths) + 1, dtype=np.int32)
     np.cumsum(all_lengths, out=cu_seqlens[1:])
@@ -182,8 +178,7 @@ def pack_sequences(
     segments = np.zeros(0, dtype=np.int64) if token_type_ids is None else token_type_ids
     fixed = shape if isinstance(shape, FixedShape) else None
     sizes = {"tokens": tokens, "sequences": len(all_lengths), "targets": fixed.targets if fixed else None}
-    padded = None if patches is None else _padded_patches(patches, tokens, shape)
-    return PackedBatch(
+    batch = PackedBatch(
         input_ids=_padded(input_ids, tokens, FILLER_TOKEN_ID),
         position_ids=torch.from_numpy(position_ids),
         token_type_ids=_padded(segments, tokens, 0),
@@ -195,24 +190,31 @@ def pack_sequences(
         num_tokens=num_tokens,
         targets={name: _padded_target(name, target, sizes[target.axis]) for name, target in (targets or {}).items()},
         counts=dict(counts or {}),
-        patches=None if padded is None else torch.from_numpy(padded.values),
-        patch_tokens=None if padded is None else torch.from_numpy(padded.tokens),
-        patch_places=None if padded is None else torch.from_numpy(padded.places),
     )
+    return batch if patches is None else _with_patches(batch, patches, shape)
 
 
-def _padded_patches(patches: Patches, tokens: int, shape: Shape) -> Patches:
-    """Appends filler patches, which replace the last token; shapes that need them end with a dummy sequence."""
-    size = len(patches.values)
+def _check_lengths(lengths: np.ndarray, num_ids: int, num_sequence_ids: int) -> None:
+    if num_ids != lengths.sum() or num_sequence_ids != len(lengths) or (len(lengths) and lengths.min() < 1):
+        raise ValueError(
+            f"{num_ids} tokens and {num_sequence_ids} sequence ids do not match {len(lengths)} lengths with sum "
+            f"{lengths.sum()}. All lengths must be positive."
+        )
+
+
+def _with_patches(batch: PackedBatch, patches: Patches, shape: Shape) -> PackedBatch:
+    """Adds patches to a batch. Filler patches replace the last token, a dummy of each shape that needs them."""
+    tokens, size = len(batch.input_ids), len(patches.values)
     if isinstance(shape, FixedShape):
         size = tokens
     elif shape is not None:
         size = -(-size // _TOKEN_MULTIPLE) * _TOKEN_MULTIPLE
     fillers = size - len(patches.values)
-    return Patches(
-        np.pad(patches.values, ((0, fillers), (0, 0))),
-        np.pad(patches.tokens, (0, fillers), constant_values=tokens - 1),
-        np.pad(patches.places, ((0, fillers), (0, 0))),
+    return replace(
+        batch,
+        patches=torch.from_numpy(np.pad(patches.values, ((0, fillers), (0, 0)))),
+        patch_tokens=torch.from_numpy(np.pad(patches.tokens, (0, fillers), constant_values=tokens - 1)),
+        patch_places=torch.from_numpy(np.pad(patches.places, ((0, fillers), (0, 0)))),
     )
 
 

@@ -8,6 +8,7 @@ import importlib.util
 import os
 import struct
 import warnings
+from collections.abc import Iterable
 from dataclasses import dataclass
 from math import sqrt
 from pathlib import Path
@@ -15,7 +16,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from framework.errors import ConfigError, DataError
+from framework.errors import ConfigError, DataError, counted
 
 if TYPE_CHECKING:
     from PIL.Image import Image as Picture
@@ -279,3 +280,11 @@ def _unreadable(location: str, name: str, error: BaseException) -> DataError:
         f"{location}: {name!r} cannot be read as a picture ({reason}). Pictures are files of the formats "
         f"{', '.join(FORMATS)}. Replace the file, or remove the row."
     )
+
+
+def animation_warnings(pictures: Iterable[PictureFile]) -> list[str]:
+    """Returns one warning if some of the pictures are animated."""
+    animated = sorted({picture.name for picture in pictures if picture.is_animated})
+    if not animated:
+        return []
+    return [f"Of {counted(len(animated), 'animated picture')}, such as {animated[0]}, only the first frame is used."]
