@@ -73,7 +73,7 @@ def assemble_run(
         precision,
         strategy.name,
         saves_memory=strategy.activation_checkpointing.mode != "none",
-        pretrains=parts.task.wraps_epochs,
+        pretrains=parts.task.wraps_epochs and parts.config.relative_bias == "none",
     )
     settings = replace(settings, strategy=replace(strategy, compile=backend))
     if parts.privacy is not None:  # examples are texts
@@ -95,6 +95,8 @@ def _has_graphs(settings: TrainConfig, precision: Precision, parts: Parts, info:
     if not settings.strategy.graph:
         return False
     obstacle = obstacle_to_graphs(settings, precision, parts.task, parts.sources, info.world_size)
+    if parts.config.relative_bias != "none":
+        obstacle = "attention with a relative bias depends on the lengths of the sequences"
     if obstacle is not None and info.rank == 0:
         logger.warning("Training steps are not captured as CUDA graphs, because %s.", obstacle)
     return obstacle is None

@@ -13,6 +13,7 @@ from framework.config.checks import (
     check_early_stopping,
     check_enough_sequences,
     check_regularization,
+    check_relative_bias,
     check_sequence_lengths,
     check_settings,
     check_task_is_split,
@@ -112,6 +113,7 @@ def build_parts(settings: TrainConfig, world_size: int) -> Parts:
     check_vocabulary(tokenizer, config, weights)
     shape = settings.strategy.shape(world_size)
     check_tensor_parallel(config, shape.tensor)
+    check_relative_bias(config, settings, shape.tensor)
     check_task_is_split(task, shape.tensor)
     augmentation = build_augmentation(settings.augmentation, task)
     sources = task.build_sources(build_data_component(task, settings.data), tokenizer, settings.seed)
@@ -197,8 +199,9 @@ def build_tokenizer(settings: TokenizerConfig, weights: PretrainedWeights | None
     if folder is None:
         source = weights.source if weights is not None else None
         raise ConfigError(
-            f"`tokenizer.path` is null, and init_from={source} contains no tokenizer. A run requires a tokenizer. Set "
-            "`tokenizer.path`."
+            f"`tokenizer.path` is null, and init_from={source} contains no tokenizer.json and no vocab.txt. A run "
+            "requires a tokenizer. Set `tokenizer.path`. From a SentencePiece file, transformers writes tokenizer.json "
+            "(AutoTokenizer.from_pretrained(FOLDER).save_pretrained(FOLDER))."
         )
     tokenizer = Tokenizer.from_folder(folder)
     if weights is not None and own is not None and not tokenizer.same_ids(Tokenizer.from_folder(own)):

@@ -15,6 +15,7 @@ from framework.errors import ConfigError
 from framework.models.config import EncoderConfig
 from framework.modules.passes.one_pass import OnePass
 from framework.modules.passes.regularization import Regularization
+from framework.published.families import FAMILIES
 from framework.published.pretrained import PretrainedWeights
 from framework.tasks.step_level import StepLevelTask
 from framework.tasks.task import Task, TaskModel
@@ -160,11 +161,11 @@ def obstacle_to_graphs(
 
 
 def check_vocabulary(tokenizer: Tokenizer, config: EncoderConfig, weights: PretrainedWeights | None = None) -> None:
-    """Checks that every id has an embedding (spare rows are allowed), and the position offset of RoBERTa models.
+    """Checks that every id has an embedding (spare rows are allowed), and the position offset of some families.
 
     Raises:
         ConfigError: The tokenizer has more ids than the model or the weights have embedding rows; or the positions of
-            a RoBERTa model do not begin directly after the padding id of the tokenizer.
+            a family such as RoBERTa do not begin directly after the padding id of the tokenizer.
     """
     if weights is not None and tokenizer.vocab_size > weights.config.vocab_size:
         _raise_ids_without_weights(tokenizer, weights)
@@ -175,12 +176,12 @@ def check_vocabulary(tokenizer: Tokenizer, config: EncoderConfig, weights: Pretr
             "the size of the tokenizer, or choose the tokenizer that belongs to the model."
         )
     pad_id = tokenizer.pad_id
-    if config.family == "roberta" and not pad_id == config.pad_token_id == config.position_offset - 1:
+    if FAMILIES[config.family].counts_after_padding and not pad_id == config.pad_token_id == config.position_offset - 1:
         raise ConfigError(
             f"the tokenizer in {tokenizer.folder} pads with id {pad_id}, but model.pad_token_id={config.pad_token_id} "
-            f"and model.position_offset={config.position_offset}. A RoBERTa model counts positions from the id after "
-            f"its padding id. Set model.pad_token_id={pad_id} and model.position_offset={pad_id + 1}, or choose the "
-            "tokenizer that belongs to the model."
+            f"and model.position_offset={config.position_offset}. The family {config.family} counts positions from "
+            f"the id after its padding id. Set model.pad_token_id={pad_id} and model.position_offset={pad_id + 1}, or "
+            "choose the tokenizer that belongs to the model."
         )
 
 
@@ -239,6 +240,23 @@ def check_tensor_parallel(config: EncoderConfig, size: int) -> None:
                 f"model.{name}={value} cannot be split over {size} ranks. With parts of {part}, the last rank would "
                 "get nothing. Lower strategy.tensor_parallel_size (null means all processes)."
             )
+
+
+def check_relative_bias(config: EncoderConfig, settings: TrainConfig, tensor_size: int) -> None:
+    """Checks that a model with a relative bias runs uncompiled and is not split over tensor-parallel ranks.
+
+    Raises:
+        ConfigError: The strategy compiles layers or splits them.
+    """
+    if config.relative_bias == "none":
+        return
+    backend = settings.strategy.compile
+    if tensor_size > 1 or backend not in ("none", "auto"):
+        raise ConfigError(
+            f"model.relative_bias is {config.relative_bias!r}, but `strategy.compile` is {backend} and tensor-parallel "
+            f"groups have {tensor_size} ranks. Attention with a relative bias depends on the lengths of the sequences "
+            "and needs all heads. Set `strategy.compile` to none and strategy.tensor_parallel_size to 1."
+        )
 
 
 def check_regularization(regularization: Regularization, task: Task, model: TaskModel) -> None:

@@ -23,7 +23,7 @@ from framework.exports.tokenizer import tokenizer_files
 from framework.files import TOKENIZER_FILES
 from framework.models.config import EncoderConfig
 from framework.nn.lora import LoraSettings, factors, in_place_of, updates_of
-from framework.published.pretrained import FAMILIES
+from framework.published.families import FAMILIES
 from framework.published.rules import Rule, part_of, to_theirs
 
 ADAPTER_CONFIG_FILE = "adapter_config.json"

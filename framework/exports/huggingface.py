@@ -26,6 +26,7 @@ from framework.files import TOKENIZER_FILES
 from framework.models.config import EncoderConfig
 from framework.published.encoder_decoder import CLASS_NAME, fits_bert_decoder, write_encoder_decoder
 from framework.published.export_record import CHECKSUMS_KEY, FORMAT, checksums_of
+from framework.published.families import FAMILIES
 from framework.published.family import BASE_SUFFIX, Family, PublishedClass
 from framework.published.files import (
     CONFIG_FILE,
@@ -38,7 +39,6 @@ from framework.published.files import (
 from framework.published.kinds import EMBEDDING, TRANSLATION, HeadKind, label_names
 from framework.published.own_class import MODEL_TYPE as OWN_MODEL_TYPE
 from framework.published.own_class import MODELING_FILE, class_name, own_class, write_own_class
-from framework.published.pretrained import FAMILIES
 from framework.published.rules import part_of, to_theirs
 
 _TIED_NAME = "mlm.decoder.weight"
@@ -139,7 +139,9 @@ def _publish(
     )
     tensors = _published_tensors(family, published_class, config, encoder, heads)
     if own is not None:
-        full_config, tensors = write_own_class(own, published_config, tensors, config, heads, task_record)
+        full_config, tensors = write_own_class(
+            family.pooler_activation, own, published_config, tensors, config, heads, task_record
+        )
         return _Published(class_name(own), own, heads.keys(), full_config, tensors)
     if head_kind == TRANSLATION.name and fits_bert_decoder(config):
         full_config, tensors = write_encoder_decoder(published_config, tensors, config, encoder, heads, task_record)

@@ -11,11 +11,15 @@ from transformers import AutoConfig, AutoModel, PretrainedConfig, PreTrainedMode
 from transformers.modeling_outputs import ModelOutput, MultipleChoiceModelOutput, SequenceClassifierOutput
 
 _ACTIVATIONS = {
+    "tanh": nn.Tanh(),
     "gelu": nn.GELU(),
     "gelu_tanh": nn.GELU(approximate="tanh"),
     "relu": nn.ReLU(),
     "silu": nn.SiLU(),
 }
+
+_POOLED = ("bert", "roberta", "xlm-roberta", "camembert", "mpnet")
+"""Model types of encoders whose class has a pooler of its own, which is not used here."""
 
 
 class ClozeConfig(PretrainedConfig):
@@ -25,8 +29,9 @@ class ClozeConfig(PretrainedConfig):
         encoder_type: Model type of the encoder in transformers.
         encoder: The other settings of its config.json.
         pooling: "cls" (first token) or "mean" (all tokens).
-        projection: Layer between pooling and classifier: "pooler" (tanh of a linear layer), "transform" (linear layer,
-            activation, norm) or "none".
+        projection: Layer between pooling and classifier: "pooler" (linear layer and activation), "transform" (linear
+            layer, activation, norm) or "none".
+        pooler_activation: Activation of "pooler".
         transform: Settings of "transform": bias, norm_bias, norm_eps, activation.
         classifier_dropout: Probability of dropping a channel before the classifier, in training.
     """
@@ -36,6 +41,7 @@ class ClozeConfig(PretrainedConfig):
     encoder = None
     pooling = "cls"
     projection = "none"
+    pooler_activation = "tanh"
     transform = None
     classifier_dropout = 0.1
 
@@ -48,15 +54,15 @@ class Projection(nn.Module):
         self.kind = config.projection
         settings = config.transform or {}
         self.dense = nn.Linear(hidden_size, hidden_size, bias=settings.get("bias", True))
+        self.activation = config.pooler_activation
         if self.kind == "transform":
             self.norm = nn.LayerNorm(hidden_size, eps=settings["norm_eps"], bias=settings["norm_bias"])
             self.activation = settings["activation"]
 
     def forward(self, x: Tensor) -> Tensor:
         """Maps (sequences, hidden) to (sequences, hidden)."""
-        if self.kind == "pooler":
-            return torch.tanh(self.dense(x))
-        return self.norm(_ACTIVATIONS[self.activation](self.dense(x)))
+        x = _ACTIVATIONS[self.activation](self.dense(x))
+        return x if self.kind == "pooler" else self.norm(x)
 
 
 class ClozeForSequenceClassification(PreTrainedModel):
@@ -70,9 +76,9 @@ class ClozeForSequenceClassification(PreTrainedModel):
     def __init__(self, config: ClozeConfig):
         super().__init__(config)
         encoder_config = AutoConfig.for_model(config.encoder_type, **config.encoder)
-        without_pooler = {"add_pooling_layer": False} if encoder_config.model_type in ("bert", "roberta") else {}
+        without_pooler = {"add_pooling_layer": False} if encoder_config.model_type in _POOLED else {}
         self.encoder = AutoModel.from_config(encoder_config, **without_pooler)
-        self.takes_segments = encoder_config.model_type == "bert"
+        self.takes_segments = getattr(encoder_config, "type_vocab_size", 0) > 1
         hidden_size = encoder_config.hidden_size
         if config.projection != "none":
             self.add_module(config.projection, Projection(config, hidden_size))

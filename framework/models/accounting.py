@@ -14,7 +14,8 @@ class ParameterCounts:
     """Parameter counts of an encoder without heads.
 
     Attributes:
-        embeddings: Tables of words, positions and segments, patch embeddings, and their norm.
+        embeddings: Tables of words, positions, segments and relative positions, patch embeddings, their norm and
+            projection.
         layers: All layers and, with pre-norm, the final norm.
         matrices: Weights of the linear layers in `layers`, each used once per token.
     """
@@ -33,6 +34,7 @@ def count_parameters(config: EncoderConfig) -> ParameterCounts:
     """Counts the parameters of the encoder that a config describes."""
     hidden, inner = config.hidden_size, config.intermediate_size
     norm = hidden * (2 if config.norm_bias else 1)
+    width = config.table_size
     rows = config.vocab_size + config.type_vocab_size
     if config.patch_size:
         rows += 3 * config.patch_size**2 + 1 + 2 * config.patch_grid
@@ -43,8 +45,13 @@ def count_parameters(config: EncoderConfig) -> ParameterCounts:
     biases = 4 * hidden + into_inner * inner + hidden if config.bias else 0
     # Pre-norm: the first layer has no attention norm and a final norm follows the last one, so the sum is the same.
     norms = 2 * norm * config.num_layers
+    tables = rows * width + width * (2 if config.norm_bias else 1)
+    if width != hidden:
+        tables += (width + 1) * hidden
+    if config.relative_bias == "bucketed":
+        tables += config.relative_buckets * config.num_heads
     return ParameterCounts(
-        embeddings=rows * hidden + norm,
+        embeddings=tables,
         layers=config.num_layers * (matrices + biases) + norms,
         matrices=config.num_layers * matrices,
     )

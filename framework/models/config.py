@@ -6,12 +6,13 @@ from typing import Any, get_args
 
 from framework.errors import ConfigError, check_choice
 
-FAMILIES = ("bert", "roberta", "modernbert")
+FAMILIES = ("bert", "roberta", "xlm-roberta", "camembert", "distilbert", "electra", "mpnet", "modernbert")
 _CHOICES = {
     "family": FAMILIES,
     "position_encoding": ("learned", "rotary"),
     "norm_placement": ("post", "pre"),
     "activation": ("gelu", "gelu_tanh", "relu", "silu"),
+    "relative_bias": ("none", "bucketed"),
     "output_initialization": ("normal", "scaled", "zero"),
 }
 _AT_MOST = {
@@ -27,10 +28,11 @@ _AT_MOST = {
 """Limits far beyond any encoder, so that a malicious config cannot exhaust the machine before weights are read."""
 _AT_LEAST_ONE = (
     *("vocab_size", "hidden_size", "num_layers", "num_heads", "intermediate_size", "max_position_embeddings"),
-    "global_attention_every",
+    *("global_attention_every", "relative_distance"),
 )
 _TYPE_NAMES = {int: "a whole number", float: "a finite number", bool: "true or false", str: "text", type(None): "null"}
 _OF_PICTURES = ("patch_size", "patch_grid")
+_OF_RELATIVE_BIAS = ("relative_bias", "relative_buckets", "relative_distance")
 _NOT_NEGATIVE = (
     *("type_vocab_size", "position_offset", "pad_token_id", "initializer_range"),
     *_OF_PICTURES,
@@ -44,7 +46,7 @@ class EncoderConfig:
     """Settings that decide the parameters and arithmetic of an encoder.
 
     Attributes:
-        family: Hugging Face layout of exports: "bert", "roberta" or "modernbert".
+        family: Hugging Face layout of exports, by its `model_type` there: one of `FAMILIES`.
         vocab_size: Rows of the word embeddings.
         hidden_size: Width of the encoder (`hidden`).
         num_layers: Number of Transformer layers.
@@ -54,6 +56,12 @@ class EncoderConfig:
         type_vocab_size: Number of segments. 0: no segment embeddings; 1: one vector for all tokens (RoBERTa).
         position_encoding: "learned" (an added table) or "rotary" (Su et al. 2021, applied to queries and keys).
         position_offset: First row of the learned table that is used (RoBERTa: 2).
+        embedding_size: Width of the embedding tables, which a linear layer projects to hidden_size (ELECTRA); None:
+            hidden_size, without a projection.
+        relative_bias: Term that is added to attention scores by the distance of two tokens: "none" or "bucketed" (a
+            learned number for each head and bucket of distances, shared by all layers: MPNet).
+        relative_buckets: Number of buckets, half of them for each direction.
+        relative_distance: Distance in tokens from which on all distances share the last bucket.
         rope_theta_global: Base of the rotary frequencies in layers that attend to the whole sequence.
         rope_theta_local: Base of the rotary frequencies in layers with local attention.
         local_attention_window: Size of the attention window of local layers in tokens (128: 64 on each side); None:
@@ -106,6 +114,10 @@ class EncoderConfig:
     pad_token_id: int = 0
     patch_size: int = 0
     patch_grid: int = 64
+    embedding_size: int | None = None
+    relative_bias: str = "none"
+    relative_buckets: int = 32
+    relative_distance: int = 128
 
     def __post_init__(self) -> None:
         """Checks each value and their combinations.
@@ -168,6 +180,13 @@ class EncoderConfig:
                 f"model.position_offset is {self.position_offset}. It must be smaller than "
                 f"model.max_position_embeddings, which is {self.max_position_embeddings}. Enlarge the table."
             )
+        if self.embedding_size is not None and not 1 <= self.embedding_size <= self.hidden_size:
+            raise ConfigError(
+                f"model.embedding_size is {self.embedding_size}. It must be a width from 1 to model.hidden_size, which is "
+                f"{self.hidden_size}. Change it, or set it to null for tables of the width of the encoder."
+            )
+        if self.relative_bias != "none":
+            self._check_relative_bias()
         window = self.local_attention_window
         if window is not None and (window < 2 or window % 2):
             raise ConfigError(
@@ -176,9 +195,37 @@ class EncoderConfig:
             )
 
     def record(self) -> dict[str, Any]:
-        """Returns the settings that runs and exports record; without those of pictures if the encoder reads none."""
-        left_out = () if self.patch_size else _OF_PICTURES
+        """Returns the settings that runs and exports record; without those of parts that the encoder lacks."""
+        left_out = (
+            *(() if self.patch_size else _OF_PICTURES),
+            *(() if self.relative_bias != "none" else _OF_RELATIVE_BIAS),
+            *(() if self.embedding_size is not None else ("embedding_size",)),
+        )
         return {name: value for name, value in asdict(self).items() if name not in left_out}
+
+    def _check_relative_bias(self) -> None:
+        if self.local_attention_window is not None or self.position_encoding == "rotary":
+            raise ConfigError(
+                f"model.relative_bias is {self.relative_bias!r}, model.local_attention_window is "
+                f"{self.local_attention_window} and model.position_encoding is {self.position_encoding!r}. A relative "
+                "bias requires attention to the whole sequence without rotation. Set model.local_attention_window to "
+                "null and model.position_encoding to learned."
+            )
+        if (
+            self.relative_buckets < 4
+            or self.relative_buckets % 4
+            or self.relative_distance <= self.relative_buckets // 4
+        ):
+            raise ConfigError(
+                f"model.relative_buckets is {self.relative_buckets} and model.relative_distance is "
+                f"{self.relative_distance}. The buckets must be a multiple of 4, and the distance must exceed a "
+                "quarter of them. Change one of them."
+            )
+
+    @property
+    def table_size(self) -> int:
+        """Width of the embedding tables."""
+        return self.hidden_size if self.embedding_size is None else self.embedding_size
 
     @property
     def head_dim(self) -> int:

@@ -5,6 +5,7 @@ from torch import Tensor, nn
 from framework.batch import PackedBatch
 from framework.models.config import EncoderConfig
 from framework.nn.attention import SelfAttention
+from framework.nn.attention_bias import AttentionBias, BucketedBias
 from framework.nn.dropout import HashedDropout, layer_keys
 from framework.nn.embeddings import TokenEmbeddings
 from framework.nn.feed_forward import FeedForward, GatedFeedForward
@@ -19,19 +20,21 @@ def _build_norm(config: EncoderConfig) -> LayerNorm:
 
 
 def _build_patch_embeddings(config: EncoderConfig) -> PatchEmbeddings | None:
-    return PatchEmbeddings(config.patch_size, config.hidden_size, config.patch_grid) if config.patch_size else None
+    return PatchEmbeddings(config.patch_size, config.table_size, config.patch_grid) if config.patch_size else None
 
 
 def _build_embeddings(config: EncoderConfig) -> TokenEmbeddings:
+    width = config.table_size
     return TokenEmbeddings(
         vocab_size=config.vocab_size,
-        hidden_size=config.hidden_size,
+        hidden_size=width,
         num_positions=config.max_position_embeddings if config.position_encoding == "learned" else 0,
         position_offset=config.position_offset,
         type_vocab_size=config.type_vocab_size,
-        norm=_build_norm(config),
+        norm=LayerNorm(width, config.norm_eps, config.norm_bias),
         dropout=HashedDropout(config.embedding_dropout, "embeddings"),
         patch_embeddings=_build_patch_embeddings(config),
+        projection=None if width == config.hidden_size else nn.Linear(width, config.hidden_size),
     )
 
 
@@ -56,6 +59,12 @@ def _build_layer(config: EncoderConfig, index: int) -> EncoderLayer:
     )
 
 
+def _build_relative_bias(config: EncoderConfig) -> nn.Module | None:
+    if config.relative_bias == "bucketed":
+        return BucketedBias(config.num_heads, config.relative_buckets, config.relative_distance)
+    return None
+
+
 def _layer_kind(config: EncoderConfig, index: int) -> str:
     """Returns the rotary table of a layer: "global" for attention to the whole sequence, "local" for a window."""
     return "global" if config.attention_window(index) is None else "local"
@@ -71,6 +80,7 @@ class TransformerEncoder(nn.Module):
         super().__init__()
         self.config = config
         self.embeddings = _build_embeddings(config)
+        self.relative_bias = _build_relative_bias(config)
         self.layers = nn.ModuleList(_build_layer(config, index) for index in range(config.num_layers))
         self.final_norm = _build_norm(config) if config.norm_placement == "pre" else nn.Identity()
         self.layer_kinds = tuple(_layer_kind(config, index) for index in range(config.num_layers))
@@ -93,10 +103,10 @@ class TransformerEncoder(nn.Module):
     def encode(self, embeddings: Tensor, batch: PackedBatch, dropout_keys: Tensor | None = None) -> Tensor:
         """Maps embeddings (tokens, hidden) to hidden states (tokens, hidden)."""
         hidden_states = embeddings
-        rotary = self._rotary(batch)
+        rotary, bias = self._rotary(batch), self._bias(batch)
         keys = layer_keys(dropout_keys, len(self.layers))
         for layer, kind, keys_of_layer in zip(self.layers, self.layer_kinds, keys, strict=True):
-            hidden_states = layer(hidden_states, batch, rotary.get(kind), keys_of_layer)
+            hidden_states = layer(hidden_states, batch, rotary.get(kind), keys_of_layer, bias)
         return self.final_norm(hidden_states)
 
     def forward(self, batch: PackedBatch, dropout_keys: Tensor | None = None) -> Tensor:
@@ -109,9 +119,9 @@ class TransformerEncoder(nn.Module):
         As in transformers' `output_hidden_states`, the last one equals the result of `forward` (after the final norm).
         """
         states = [self.embed(batch)]
-        rotary = self._rotary(batch)
+        rotary, bias = self._rotary(batch), self._bias(batch)
         for layer, kind in zip(self.layers, self.layer_kinds, strict=True):
-            states.append(layer(states[-1], batch, rotary.get(kind), None))
+            states.append(layer(states[-1], batch, rotary.get(kind), None, bias))
         states[-1] = self.final_norm(states[-1])
         return states
 
@@ -121,13 +131,17 @@ class TransformerEncoder(nn.Module):
         Returns:
             For each layer and each sequence, dummies included: (heads, length, length) with queries as rows.
         """
-        hidden_states, rotary, maps = self.embed(batch), self._rotary(batch), []
+        hidden_states, rotary, bias, maps = self.embed(batch), self._rotary(batch), self._bias(batch), []
         for layer, kind in zip(self.layers, self.layer_kinds, strict=True):
             assert isinstance(layer, EncoderLayer)
-            maps.append(layer.attention_maps(hidden_states, batch, rotary.get(kind)))
-            hidden_states = layer(hidden_states, batch, rotary.get(kind), None)
+            maps.append(layer.attention_maps(hidden_states, batch, rotary.get(kind), bias))
+            hidden_states = layer(hidden_states, batch, rotary.get(kind), None, bias)
         return maps
 
     def _rotary(self, batch: PackedBatch) -> dict[str, tuple[Tensor, Tensor]]:
         """Returns cosines and sines by kind of layer; empty if positions are embedded."""
         return {kind: table(batch.position_ids) for kind, table in self.rotary_tables.items()}
+
+    def _bias(self, batch: PackedBatch) -> AttentionBias | None:
+        """Returns the terms of attention scores by relative position; None if there are none."""
+        return None if self.relative_bias is None else self.relative_bias(batch.lengths)

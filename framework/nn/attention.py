@@ -4,6 +4,7 @@ from torch import Tensor, nn
 
 from framework.batch import PackedBatch
 from framework.nn.attention_backend import reference_attention, self_attention
+from framework.nn.attention_bias import AttentionBias, biased_attention, biased_attention_maps
 from framework.nn.rotary import apply_rotary
 
 
@@ -26,23 +27,36 @@ class SelfAttention(nn.Module):
         self.qkv = nn.Linear(hidden_size, 3 * hidden_size, bias=bias)
         self.output = nn.Linear(hidden_size, hidden_size, bias=bias)
 
-    def forward(self, hidden_states: Tensor, batch: PackedBatch, rotary: tuple[Tensor, Tensor] | None) -> Tensor:
+    def forward(
+        self,
+        hidden_states: Tensor,
+        batch: PackedBatch,
+        rotary: tuple[Tensor, Tensor] | None,
+        bias: AttentionBias | None = None,
+    ) -> Tensor:
         """Attends within each sequence.
 
         Args:
             hidden_states: (tokens, hidden).
             batch: Batch with the offsets of the sequences.
             rotary: Cosines and sines, each (tokens, head_dim / 2); None if positions are embedded.
+            bias: Terms of the scores by relative position; None: there are none.
 
         Returns:
             (tokens, hidden).
         """
-        qkv = self.qkv(hidden_states).unflatten(-1, (-1, 3, self.head_dim))
+        qkv = self._project(hidden_states)
+        if bias is not None:
+            return self.output(biased_attention(qkv, bias, self._positions(bias)).flatten(1))
         mixed = self_attention(qkv, rotary, batch.cu_seqlens, batch.lengths, batch.max_seqlen, window=self.window)
         return self.output(mixed.flatten(1))
 
     def attention_maps(
-        self, hidden_states: Tensor, batch: PackedBatch, rotary: tuple[Tensor, Tensor] | None
+        self,
+        hidden_states: Tensor,
+        batch: PackedBatch,
+        rotary: tuple[Tensor, Tensor] | None,
+        bias: AttentionBias | None = None,
     ) -> list[Tensor]:
         """Returns the attention probabilities of each sequence: (heads, length, length) fp32 with queries as rows.
 
@@ -50,8 +64,19 @@ class SelfAttention(nn.Module):
             hidden_states: (tokens, hidden), as in `forward`.
             batch: Batch with the lengths of the sequences.
             rotary: As in `forward`.
+            bias: As in `forward`.
         """
-        query, key, value = self.qkv(hidden_states).unflatten(-1, (-1, 3, self.head_dim)).unbind(dim=2)
+        qkv = self._project(hidden_states)
+        if bias is not None:
+            return biased_attention_maps(qkv, bias, self._positions(bias), batch.lengths)
+        query, key, value = qkv.unbind(dim=2)
         if rotary is not None:
             query, key = apply_rotary(query, *rotary), apply_rotary(key, *rotary)
         return reference_attention(query, key, value, batch.lengths, window=self.window)[1]
+
+    def _project(self, x: Tensor) -> Tensor:
+        """Maps (rows, hidden) to queries, keys and values (rows, heads, 3, head_dim)."""
+        return self.qkv(x).unflatten(-1, (-1, 3, self.head_dim))
+
+    def _positions(self, bias: AttentionBias) -> Tensor | None:
+        return None if bias.positions is None else self._project(bias.positions)

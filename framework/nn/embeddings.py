@@ -56,7 +56,7 @@ class TokenEmbeddings(nn.Module):
 
     Args:
         vocab_size: Rows of the word table.
-        hidden_size: Width of the embeddings.
+        hidden_size: Width of the tables.
         num_positions: Rows of the position table; 0: no table.
         position_offset: Row of position 0.
         type_vocab_size: Rows of the segment table; 0: no table. With one row, every token uses it.
@@ -64,6 +64,7 @@ class TokenEmbeddings(nn.Module):
         dropout: Dropout after the norm.
         patch_embeddings: Module that replaces the embeddings of tokens that stand for picture patches, before the norm
             (`framework.nn.patch_embeddings`); None: the encoder reads no pictures.
+        projection: Linear layer from the width of the tables to that of the encoder (ELECTRA); None: they are equal.
     """
 
     def __init__(
@@ -76,6 +77,7 @@ class TokenEmbeddings(nn.Module):
         norm: LayerNorm,
         dropout: HashedDropout,
         patch_embeddings: nn.Module | None = None,
+        projection: nn.Module | None = None,
     ) -> None:
         super().__init__()
         self.position_offset = position_offset
@@ -85,6 +87,7 @@ class TokenEmbeddings(nn.Module):
         self.patch_embeddings = patch_embeddings
         self.norm = norm
         self.dropout = dropout
+        self.projection = projection
 
     def forward(self, batch: PackedBatch, dropout_keys: Tensor | None = None) -> Tensor:
         """Maps a packed batch to (tokens, hidden) fp32."""
@@ -99,4 +102,5 @@ class TokenEmbeddings(nn.Module):
             embeddings = embeddings + _lookup(self.position_embeddings, position_ids)
         if self.patch_embeddings is not None:
             embeddings = self.patch_embeddings(embeddings, batch)
-        return self.dropout(self.norm(embeddings), dropout_keys)
+        embeddings = self.dropout(self.norm(embeddings), dropout_keys)
+        return embeddings if self.projection is None else self.projection(embeddings).float()

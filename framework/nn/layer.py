@@ -4,6 +4,7 @@ from torch import Tensor, nn
 
 from framework.batch import PackedBatch
 from framework.nn.attention import SelfAttention
+from framework.nn.attention_bias import AttentionBias
 from framework.nn.dropout import HashedDropout
 from framework.nn.norm import ResidualNorm
 
@@ -46,23 +47,28 @@ class EncoderLayer(nn.Module):
         batch: PackedBatch,
         rotary: tuple[Tensor, Tensor] | None,
         dropout_keys: Tensor | None,
+        bias: AttentionBias | None = None,
     ) -> Tensor:
         """Maps (tokens, hidden) to (tokens, hidden), with the dropout keys of this layer (`layer_keys`)."""
         x = hidden_states
         drops = self.attention_output_dropout, dropout_keys
         if self.norm_placement == "pre":
-            attended = self.attention(self.attention_norm(x), batch, rotary)
+            attended = self.attention(self.attention_norm(x), batch, rotary, bias)
             x, operand = self.feed_forward_norm(attended, x, *drops, ("sum", "operand"))
             return self.feed_forward_output_dropout(self.feed_forward(operand), dropout_keys, residual=x)
-        attended = self.attention(x, batch, rotary)
+        attended = self.attention(x, batch, rotary, bias)
         x, operand = self.attention_norm(attended, x, *drops, ("normed", "operand"))
         fed = self.feed_forward(operand)
         return self.feed_forward_norm(fed, x, self.feed_forward_output_dropout, dropout_keys, ("normed",))[0]
 
     def attention_maps(
-        self, hidden_states: Tensor, batch: PackedBatch, rotary: tuple[Tensor, Tensor] | None
+        self,
+        hidden_states: Tensor,
+        batch: PackedBatch,
+        rotary: tuple[Tensor, Tensor] | None,
+        bias: AttentionBias | None = None,
     ) -> list[Tensor]:
         """Returns the attention probabilities of each sequence, see `SelfAttention.attention_maps`."""
         is_pre_norm = self.norm_placement == "pre"
         x = self.attention_norm(hidden_states) if is_pre_norm else hidden_states
-        return self.attention.attention_maps(x, batch, rotary)
+        return self.attention.attention_maps(x, batch, rotary, bias)

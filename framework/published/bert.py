@@ -77,7 +77,9 @@ def read_shared_config(published: Mapping[str, Any], defaults: Mapping[str, Any]
     }
 
 
-def write_shared_config(config: EncoderConfig, position_offset: int, min_segments: int) -> dict[str, Any]:
+def write_shared_config(
+    config: EncoderConfig, position_offset: int, min_segments: int, others: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
     """Returns the keys of config.json that BERT and RoBERTa share.
 
     Args:
@@ -85,17 +87,19 @@ def write_shared_config(config: EncoderConfig, position_offset: int, min_segment
         position_offset: Position offset of the published class.
         min_segments: Number of rows in the segment table if the encoder has none. The class always has such a table;
             it is then filled with zeros.
+        others: Further values of the encoder that are fixed in the class.
 
     Raises:
         CheckpointError: The class does not support this encoder.
     """
-    needed = {
+    needed: dict[str, Any] = {
         "position_encoding": "learned",
         "position_offset": position_offset,
         "norm_placement": "post",
         "gated": False,
         "bias": True,
         "norm_bias": True,
+        **(others or {}),
     }
     if any(config.attention_window(layer) is not None for layer in range(config.num_layers)):
         needed["local_attention_window"] = None

@@ -33,6 +33,24 @@ def fits_bert_decoder(config: EncoderConfig) -> bool:
     return config.bias and config.norm_bias
 
 
+def _bert_decoder(config: EncoderConfig, num_layers: int, num_positions: int) -> EncoderConfig:
+    """Returns the config of a BERT decoder with the widths, activation and norms of the encoder."""
+    return replace(
+        config,
+        family="bert",
+        num_layers=num_layers,
+        max_position_embeddings=num_positions,
+        type_vocab_size=1,
+        position_encoding="learned",
+        position_offset=0,
+        norm_placement="post",
+        gated=False,
+        local_attention_window=None,
+        embedding_size=None,
+        relative_bias="none",
+    )
+
+
 def write_encoder_decoder(
     encoder_config: Mapping[str, Any],
     encoder_tensors: Mapping[str, Tensor],
@@ -55,18 +73,7 @@ def write_encoder_decoder(
     output = heads.get(_OUTPUT, words)
     # Shared tensors are written twice, because safetensors files do not support sharing.
     decoder_tensors = {**heads, _WORDS: words.clone(), _OUTPUT: output.clone()}
-    decoder_config = replace(
-        config,
-        family="bert",
-        num_layers=_num_layers(heads),
-        max_position_embeddings=heads[_POSITIONS].shape[0],
-        type_vocab_size=1,
-        position_encoding="learned",
-        position_offset=0,
-        norm_placement="post",
-        gated=False,
-        local_attention_window=None,
-    )
+    decoder_config = _bert_decoder(config, _num_layers(heads), heads[_POSITIONS].shape[0])
     special = {
         "decoder_start_token_id": task_record["start_id"],
         "eos_token_id": task_record["end_id"],

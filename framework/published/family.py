@@ -1,4 +1,4 @@
-"""Description of a family of published models. `bert`, `roberta` and `modernbert` each define one."""
+"""Description of a family of published models. `framework.published.families` lists all of them."""
 
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
@@ -20,6 +20,9 @@ _ACTIVATIONS = {
     "silu": "silu",
 }
 _PUBLISHED_ACTIVATIONS = {ours: theirs for theirs, ours in _ACTIVATIONS.items()}
+
+_PLAIN: dict[str, Any] = {"embedding_size": None, "relative_bias": "none"}
+"""Values that an encoder has in every family that does not state others."""
 
 BASE_SUFFIX = "Model"
 _SCORES = ("classifier.weight", "qa_outputs.weight")
@@ -84,6 +87,11 @@ class Family:
         tied: Published tensors that repeat the word embeddings.
         ignored: Published tensors that hold no information of their own.
         special_tokens: Keys of config.json for special token ids other than padding, each with its token.
+        pooler_activation: Activation between the dense layer of a pooled vector and the classifier.
+        transform_activation: Activation of the transform before the decoder over the vocabulary; None: that of the
+            encoder.
+        transforms_scores: True if this transform also precedes the scores of every other head (ModernBERT).
+        counts_after_padding: True if positions are counted from the id after the padding id (RoBERTa).
     """
 
     prefix: str
@@ -97,6 +105,10 @@ class Family:
     tied: frozenset[str]
     ignored: frozenset[str]
     special_tokens: Mapping[str, Literal["cls", "sep"]]
+    pooler_activation: str = "tanh"
+    transform_activation: str | None = None
+    transforms_scores: bool = False
+    counts_after_padding: bool = False
 
     def export_class(
         self, config: EncoderConfig, head_kind: str, names: Collection[str], pooling: str
@@ -168,11 +180,12 @@ def write_activation(ours: str) -> str:
 
 
 def check_expressible(config: EncoderConfig, needed: Mapping[str, Any]) -> None:
-    """Checks that a config has the values that are fixed in the published classes of its family.
+    """Checks that a config has the values that are fixed in the published classes of its family (also `_PLAIN`).
 
     Raises:
         CheckpointError: They differ; the message names each difference.
     """
+    needed = _PLAIN | dict(needed)
     different = [name for name, value in needed.items() if getattr(config, name) != value]
     if different:
         actual = ", ".join(f"model.{name}={getattr(config, name)!r}" for name in different)

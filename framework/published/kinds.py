@@ -110,6 +110,8 @@ TOKEN_CLASSIFICATION = HeadKind(
     "token_classification", "token-classification", _write_labels, _read_labels, reads_words=True
 )
 QUESTION_ANSWERING = HeadKind("question_answering", "question-answering")
+REPLACED_TOKENS = HeadKind("replaced_tokens")
+"""One score for each token: whether it was replaced (ELECTRA's discriminator)."""
 MULTIPLE_CHOICE = HeadKind("multiple_choice", "multiple-choice", truncates_texts=True)
 TRANSLATION = HeadKind("translation", "translation")
 """Decoder on top of the encoder. It has no class per family in transformers, but `EncoderDecoderModel` wraps both."""
@@ -120,6 +122,7 @@ KINDS = {
     kind.name: kind
     for kind in (
         PRETRAINING,
+        REPLACED_TOKENS,
         SEQUENCE_CLASSIFICATION,
         TOKEN_CLASSIFICATION,
         QUESTION_ANSWERING,

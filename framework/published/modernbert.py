@@ -192,4 +192,5 @@ MODERNBERT = Family(
     tied=frozenset({"decoder.weight"}),
     ignored=frozenset(),
     special_tokens={"bos_token_id": "cls", "eos_token_id": "sep", "cls_token_id": "cls", "sep_token_id": "sep"},
+    transforms_scores=True,
 )

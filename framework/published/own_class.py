@@ -56,6 +56,7 @@ def auto_class(name: str) -> str | None:
 
 
 def write_own_class(
+    pooler_activation: str,
     kind: HeadKind,
     encoder_config: Mapping[str, Any],
     encoder_tensors: Mapping[str, Tensor],
@@ -66,6 +67,7 @@ def write_own_class(
     """Returns the content of config.json and the published tensors.
 
     Args:
+        pooler_activation: Activation of the family's pooler.
         kind: Kind of the head.
         encoder_config: Content of config.json for the encoder alone.
         encoder_tensors: Published tensors of the encoder, without a prefix.
@@ -86,10 +88,12 @@ def write_own_class(
         "encoder": {key: value for key, value in encoder_config.items() if key != "model_type"},
         "pooling": str(task_record.get("pooling", "cls")),
         "projection": projection,
-        **dict.fromkeys(("hidden_act", "hidden_activation"), _NO_ACTIVATION),
-        **{key: encoder_config[key] for key in ("hidden_size", "max_position_embeddings", "pad_token_id")},
+        **dict.fromkeys(("hidden_act", "hidden_activation", "activation"), _NO_ACTIVATION),
+        **{key: getattr(config, key) for key in ("hidden_size", "max_position_embeddings", "pad_token_id")},
         **kind.write(task_record, heads),
     }
+    if projection == "pooler":
+        published["pooler_activation"] = pooler_activation
     if projection == "transform":
         published["transform"] = {
             "bias": config.bias,

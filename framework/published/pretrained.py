@@ -13,9 +13,9 @@ from framework.models.config import EncoderConfig
 from framework.models.encoder import TransformerEncoder
 from framework.nn.initialization import without_wrappers
 from framework.nn.lora import is_update
-from framework.published.bert import BERT
 from framework.published.encoder_decoder import split_encoder_decoder
 from framework.published.export_record import read_export_record
+from framework.published.families import family_of
 from framework.published.family import Family, PublishedClass
 from framework.published.files import (
     CONFIG_FILE,
@@ -27,16 +27,16 @@ from framework.published.files import (
     read_tensors,
     tokenizer_folder,
 )
-from framework.published.modernbert import MODERNBERT
 from framework.published.own_class import MODEL_TYPE as OWN_MODEL_TYPE
 from framework.published.own_class import split_own_class
-from framework.published.roberta import ROBERTA
 from framework.published.rules import to_ours
 
-FAMILIES: dict[str, Family] = {"bert": BERT, "roberta": ROBERTA, "modernbert": MODERNBERT}
 # Names in the first BERT checkpoints, which were converted from TensorFlow.
 _OLD_NORM_NAMES = {".gamma": ".weight", ".beta": ".bias"}
-_SAME_ARITHMETIC = ("num_heads", "position_encoding", "position_offset", "norm_placement", "activation", "norm_eps")
+_SAME_ARITHMETIC = (
+    *("num_heads", "position_encoding", "position_offset", "norm_placement", "activation", "norm_eps"),
+    *("relative_bias", "relative_distance"),
+)
 _PADDED_BY_VOCABULARY = ("encoder.embeddings.word_embeddings.weight", "head.mlm.decoder.bias")
 _PATCH_EMBEDDINGS = "encoder.embeddings.patch_embeddings."
 _MAX_PADDING = 127
@@ -92,12 +92,7 @@ def _load(source: str, folder: Path) -> PretrainedWeights:
     is_own_class = full_config.get("model_type") == OWN_MODEL_TYPE
     parts = (split_own_class if is_own_class else split_encoder_decoder)(full_config, read_tensors(folder))
     published = parts.published
-    model_type = published.get("model_type")
-    if model_type not in FAMILIES:
-        raise CheckpointError(
-            f"{folder / CONFIG_FILE} has model_type={model_type!r}. Known families are {', '.join(FAMILIES)}."
-        )
-    family = FAMILIES[model_type]
+    family = family_of(published, folder / CONFIG_FILE)
     config = _read_config(folder, family, published, export_record)
     tensors = _canonical(parts.tensors, family)
     published_class = family.import_class(config, str((published.get("architectures") or [""])[0]))

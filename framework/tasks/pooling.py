@@ -11,6 +11,7 @@ from framework.errors import check_choice, check_fraction
 from framework.models.config import EncoderConfig
 from framework.nn.feed_forward import ACTIVATIONS
 from framework.nn.norm import LayerNorm
+from framework.published.families import FAMILIES
 
 Pooling = Callable[[Tensor, PackedBatch], Tensor]
 
@@ -26,25 +27,14 @@ def pool_mean(hidden_states: Tensor, batch: PackedBatch) -> Tensor:
     return torch.segment_reduce(hidden_states.float(), "mean", offsets=batch.cu_seqlens, axis=0, unsafe=True)
 
 
+_POOLER_ACTIVATIONS = {**ACTIVATIONS, "tanh": torch.tanh}
 POOLINGS: dict[str, Pooling] = {"cls": pool_first, "mean": pool_mean}
 
 
 class Pooler(nn.Module):
-    """tanh(dense(x)), BERT's projection of a pooled vector (Devlin et al. 2019; `BertPooler` in transformers)."""
+    """activation(dense(x)), the projection of a pooled vector before its classifier (`BertPooler` in transformers).
 
-    def __init__(self, hidden_size: int) -> None:
-        super().__init__()
-        self.dense = nn.Linear(hidden_size, hidden_size)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Maps (sequences, hidden) to (sequences, hidden)."""
-        return torch.tanh(self.dense(x))
-
-
-class PredictionTransform(nn.Module):
-    """norm(activation(dense(x))), applied before BERT's decoder for masked words and before every ModernBERT head.
-
-    The activation is that of the encoder, but always GELU for RoBERTa.
+    The activation belongs to the family: tanh in BERT (Devlin et al. 2019), ReLU in DistilBERT, GELU in ELECTRA.
 
     Args:
         config: Encoder configuration.
@@ -52,18 +42,39 @@ class PredictionTransform(nn.Module):
 
     def __init__(self, config: EncoderConfig) -> None:
         super().__init__()
-        self.dense = nn.Linear(config.hidden_size, config.hidden_size, bias=config.bias)
-        self.activation = ACTIVATIONS["gelu" if config.family == "roberta" else config.activation]
-        self.norm = LayerNorm(config.hidden_size, config.norm_eps, config.norm_bias)
+        self.dense = nn.Linear(config.hidden_size, config.hidden_size)
+        self.activation = _POOLER_ACTIVATIONS[FAMILIES[config.family].pooler_activation]
 
     def forward(self, x: Tensor) -> Tensor:
-        """Maps (..., hidden) to (..., hidden) fp32."""
+        """Maps (sequences, hidden) to (sequences, hidden)."""
+        return self.activation(self.dense(x))
+
+
+class PredictionTransform(nn.Module):
+    """norm(activation(dense(x))), applied before BERT's decoder for masked words and before every ModernBERT head.
+
+    The activation is that of the encoder, but always GELU in some families (RoBERTa).
+
+    Args:
+        config: Encoder configuration.
+        width: Width of the output; None: that of the encoder.
+    """
+
+    def __init__(self, config: EncoderConfig, width: int | None = None) -> None:
+        super().__init__()
+        width = config.hidden_size if width is None else width
+        self.dense = nn.Linear(config.hidden_size, width, bias=config.bias)
+        self.activation = ACTIVATIONS[FAMILIES[config.family].transform_activation or config.activation]
+        self.norm = LayerNorm(width, config.norm_eps, config.norm_bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Maps (..., hidden) to (..., width) fp32."""
         return self.norm(self.activation(self.dense(x)))
 
 
 def family_transform(config: EncoderConfig) -> PredictionTransform | None:
-    """Builds the transform that ModernBERT applies before every classifier; returns None for other families."""
-    return PredictionTransform(config) if config.family == "modernbert" else None
+    """Builds the transform that a family (ModernBERT) applies before every classifier; returns None for the others."""
+    return PredictionTransform(config) if FAMILIES[config.family].transforms_scores else None
 
 
 def check_pooled_scores(max_length: int, pooling: str, classifier_dropout: float) -> None:

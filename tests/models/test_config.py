@@ -88,7 +88,7 @@ def test_roberta_uses_512_positions_of_its_514() -> None:
 
 REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"num_heads": 5}, "num_heads is 5, which does not divide model.hidden_size 32"),
-    ({"family": "gpt"}, "family is 'gpt', which is unknown. Choose one of bert, roberta, modernbert"),
+    ({"family": "gpt"}, "family is 'gpt', which is unknown. Choose one of bert, roberta, xlm-roberta"),
     ({"norm_placement": "middle"}, "norm_placement is 'middle', which is unknown"),
     ({"activation": "swish"}, "activation is 'swish', which is unknown"),
     ({"vocab_size": 0}, "vocab_size is 0. It must be at least 1"),

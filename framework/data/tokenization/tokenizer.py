@@ -38,7 +38,9 @@ _USUAL_NAMES = {
     "pad": ("[PAD]", "<pad>"),
     "unk": ("[UNK]", "<unk>"),
 }
-_BERT_CLASSES = ("BertTokenizer", "BertTokenizerFast")
+_BERT_CLASSES = {
+    f"{family}Tokenizer{fast}" for family in ("Bert", "DistilBert", "Electra", "MPNet") for fast in ("", "Fast")
+}
 # Placeholders of published vocabularies, which encoding never produces.
 _UNUSED = re.compile(r"\[unused\d+\]|<?madeupword\d+>?")
 
@@ -154,6 +156,7 @@ class Tokenizer:
             hashed = config
             unhashed |= {"added": added, "extra": [special_map[name] for name in EXTRA_TOKENS if name in special_map]}
         else:
+            _raise_if_sentencepiece(folder)
             raise DataError(
                 f"{folder} holds no tokenizer.json and no vocab.txt. A tokenizer folder requires one of them. Name "
                 "another folder, or build a tokenizer with framework.prepare."
@@ -266,6 +269,15 @@ def _load_backend(path: Path) -> tokenizers.Tokenizer:
     if not isinstance(model, dict) or "vocab" not in model:
         raise DataError(f"{path} holds no model with a vocabulary. A tokenizer.json must hold one. Restore the file.")
     return tokenizers.Tokenizer.from_file(str(path))
+
+
+def _raise_if_sentencepiece(folder: Path) -> None:
+    models = sorted(path.name for path in folder.glob("*.model"))
+    if models:
+        raise DataError(
+            f"{folder} holds {models[0]} and no tokenizer.json. SentencePiece files are not read. Convert the folder "
+            "once: transformers.AutoTokenizer.from_pretrained(FOLDER).save_pretrained(FOLDER) writes tokenizer.json."
+        )
 
 
 def _set_normalizer(backend: tokenizers.Tokenizer, config: Mapping[str, Any]) -> dict[str, bool]:

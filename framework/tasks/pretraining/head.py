@@ -35,7 +35,7 @@ class MaskedLanguageModelHead(PredictionTransform):
     """
 
     def __init__(self, config: EncoderConfig, decoder: TiedDecoder) -> None:
-        super().__init__(config)
+        super().__init__(config, config.table_size)
         self.decoder = decoder
 
     def forward(self, x: Tensor) -> Tensor:
@@ -92,4 +92,4 @@ def build_pretraining_head(encoder: TransformerEncoder, config: EncoderConfig, n
     mlm = MaskedLanguageModelHead(config, decoder)
     if not nsp:
         return PretrainingHead(mlm)
-    return PretrainingHead(mlm, Pooler(config.hidden_size), nn.Linear(config.hidden_size, 2))
+    return PretrainingHead(mlm, Pooler(config), nn.Linear(config.hidden_size, 2))

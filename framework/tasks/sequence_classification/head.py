@@ -43,7 +43,7 @@ class SequenceClassificationHead(nn.Module):
         pooling: Function from `framework.tasks.pooling`.
         dropout: Dropout before the classifier.
         classifier: Linear layer from hidden to labels.
-        pooler: Projection of BERT and RoBERTa.
+        pooler: Projection of all other families.
         transform: Projection of ModernBERT.
     """
 
@@ -108,7 +108,7 @@ def build_sequence_classification_head(
     pooler, transform = None, None
     if projection == "family":
         transform = family_transform(config)
-        pooler = Pooler(config.hidden_size) if transform is None else None
+        pooler = Pooler(config) if transform is None else None
     return SequenceClassificationHead(
         pooling=POOLINGS[pooling],
         dropout=HashedDropout(classifier_dropout, "classifier"),

@@ -40,7 +40,7 @@ class ChoiceHead(nn.Module):
         super().__init__()
         self.pooling = POOLINGS[pooling]
         self.transform = family_transform(config)
-        self.pooler = Pooler(config.hidden_size) if self.transform is None else None
+        self.pooler = Pooler(config) if self.transform is None else None
         self.classifier = nn.Linear(config.hidden_size, 1)
 
     def forward(self, hidden_states: Tensor, batch: PackedBatch, keys: Tensor | None = None) -> dict[str, Tensor]:

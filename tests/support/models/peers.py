@@ -21,6 +21,20 @@ CONFIGS: dict[str, transformers.PreTrainedConfig] = {
     "roberta": transformers.RobertaConfig(
         **SHAPE, vocab_size=99, intermediate_size=64, max_position_embeddings=66, type_vocab_size=1, layer_norm_eps=1e-5
     ),
+    "xlm-roberta": transformers.XLMRobertaConfig(
+        **SHAPE, vocab_size=99, intermediate_size=64, max_position_embeddings=66, type_vocab_size=1, layer_norm_eps=1e-5
+    ),
+    "camembert": transformers.CamembertConfig(
+        **SHAPE, vocab_size=99, intermediate_size=64, max_position_embeddings=66, type_vocab_size=1
+    ),
+    "distilbert": transformers.DistilBertConfig(
+        vocab_size=99, dim=32, n_layers=4, n_heads=4, hidden_dim=64, max_position_embeddings=64
+    ),
+    "electra": transformers.ElectraConfig(
+        **SHAPE, vocab_size=99, embedding_size=16, intermediate_size=64, max_position_embeddings=64
+    ),
+    # Distances beyond 8 tokens share buckets.
+    "mpnet": transformers.MPNetConfig(**SHAPE, vocab_size=99, intermediate_size=64, max_position_embeddings=66),
     # Layers 1 and 2 see 8 tokens on each side, so that most of the lengths below go beyond the window.
     "modernbert": transformers.ModernBertConfig(
         **SHAPE,

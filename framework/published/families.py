@@ -1,0 +1,45 @@
+"""All families of published models that Cloze reads and exports, by `model_type` in config.json."""
+
+import difflib
+from collections.abc import Mapping
+from typing import Any
+
+from framework.errors import CheckpointError
+from framework.published.bert import BERT
+from framework.published.distilbert import DISTILBERT
+from framework.published.electra import ELECTRA
+from framework.published.family import Family
+from framework.published.modernbert import MODERNBERT
+from framework.published.mpnet import MPNET
+from framework.published.roberta import CAMEMBERT, ROBERTA, XLM_ROBERTA
+
+FAMILIES: dict[str, Family] = {
+    "bert": BERT,
+    "roberta": ROBERTA,
+    "xlm-roberta": XLM_ROBERTA,
+    "camembert": CAMEMBERT,
+    "distilbert": DISTILBERT,
+    "electra": ELECTRA,
+    "mpnet": MPNET,
+    "modernbert": MODERNBERT,
+}
+
+
+def family_of(published: Mapping[str, Any], source: object) -> Family:
+    """Returns the family of a published model.
+
+    Args:
+        published: Content of config.json.
+        source: File that holds it, for messages.
+
+    Raises:
+        CheckpointError: The family is unknown; the message names all known ones and the nearest.
+    """
+    model_type = published.get("model_type")
+    if isinstance(model_type, str) and model_type in FAMILIES:
+        return FAMILIES[model_type]
+    nearest = difflib.get_close_matches(str(model_type), FAMILIES, n=1, cutoff=0.0)[0]
+    raise CheckpointError(
+        f"{source} has model_type={model_type!r}. Known families are {', '.join(FAMILIES)}; the nearest name is "
+        f"{nearest}. Choose a model of one of these families."
+    )
