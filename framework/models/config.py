@@ -180,10 +180,10 @@ class EncoderConfig:
                 f"model.position_offset is {self.position_offset}. It must be smaller than "
                 f"model.max_position_embeddings, which is {self.max_position_embeddings}. Enlarge the table."
             )
-        if self.embedding_size is not None and not 1 <= self.embedding_size <= self.hidden_size:
+        if not 1 <= self.table_size <= _AT_MOST["hidden_size"]:
             raise ConfigError(
-                f"model.embedding_size is {self.embedding_size}. It must be a width from 1 to model.hidden_size, which is "
-                f"{self.hidden_size}. Change it, or set it to null for tables of the width of the encoder."
+                f"model.embedding_size is {self.embedding_size}. It must be a width from 1 to "
+                f"{_AT_MOST['hidden_size']:,}. Change it, or set it to null for tables of the width of the encoder."
             )
         if self.relative_bias != "none":
             self._check_relative_bias()
