@@ -152,12 +152,10 @@ class SplitFiles:
         personal_data_regions: Regions whose national phone numbers and identity numbers are found, as in `Detection`;
             empty: `framework.data.personal_data.kinds.REGIONS`.
         personal_data_names: File of names to find, one per line; None: no names.
-        can_mask: True if the records are `MaskableRecord`.
         has_spans: True if the records have spans, or predictions have spans of the texts.
         masking: Masking of the texts, which `with_masks` sets.
     """
 
-    can_mask: ClassVar[bool] = True
     has_spans: ClassVar[bool] = False
     masking: ClassVar[TextMasking | None] = None
 
@@ -178,11 +176,6 @@ class SplitFiles:
         check_fractions(self.validation_fraction, self.test_fraction)
         check_kinds(self.personal_data_kinds)
         check_names_are_used(self.personal_data, self.personal_data_names)
-        if self.personal_data is not None and not self.can_mask:
-            raise ConfigError(
-                f"data.personal_data is {self.personal_data}, but {type(self).__name__} cannot mask texts. Their words "
-                "are read apart, so addresses and numbers would be missed. Mask the files first, and set it to null."
-            )
         if self.max_train_rows is not None:
             check_at_least("data.max_train_rows", self.max_train_rows, 1, "Use null to keep all rows.")
 

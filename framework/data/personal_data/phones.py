@@ -51,17 +51,22 @@ class Phones:
 
     def find(self, text: str, start: int, end: int) -> Iterator[Find]:
         """Yields the phone numbers between two offsets."""
-        for match in _NUMBER.finditer(text, start, end):
+        done = run_end = start
+        while (match := _NUMBER.search(text, done, end)) is not None:
+            is_rest, run_end, done = match.start() < run_end, match.end(), match.end()
             if _REFERENCE.search(text, max(0, match.start() - 12), match.start()):
                 continue
-            part = self._longest_phone(match.group())
-            if part is not None:
-                yield Find(match.start() + part[0], match.start() + part[1], "phone")
+            for first, stop in self._parts(match.group(), is_rest):
+                yield Find(match.start() + first, match.start() + stop, "phone")
+                done = match.start() + stop
 
-    def _longest_phone(self, written: str) -> tuple[int, int] | None:
-        """Returns the longest part between spaces that is a phone number: "24/7 415-555-2671" has one."""
-        if self._is_phone(written):
-            return 0, len(written)
+    def _parts(self, written: str, is_rest: bool) -> list[tuple[int, int]]:
+        """Returns the phone numbers in a run of digits: all of it, or disjoint parts between spaces, the longest that exist.
+
+        "24/7 415-555-2671" has one. The rest of a run after a number has one only if it stands out.
+        """
+        if self._is_phone(written) and (not is_rest or _stands_out(written)):
+            return [(0, len(written))]
         groups = [match.span() for match in re.finditer(r"[^ ]+", written)][:_MAX_GROUPS]
         parts = [
             (first[0], last[1])
@@ -69,10 +74,12 @@ class Phones:
             for last in groups[index:]
             if (first, last) != (groups[0], groups[-1])
         ]
+        found: list[tuple[int, int]] = []
         for begin, stop in sorted(parts, key=lambda part: part[0] - part[1]):
-            if _stands_out(written[begin:stop]) and self._is_phone(written[begin:stop]):
-                return begin, stop
-        return None
+            is_free = all(stop <= start or end <= begin for start, end in found)
+            if is_free and _stands_out(written[begin:stop]) and self._is_phone(written[begin:stop]):
+                found.append((begin, stop))
+        return sorted(found)
 
     def _check(self, written: str) -> bool:
         prefix = _PREFIX.match(written.lstrip(" ("))

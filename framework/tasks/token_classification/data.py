@@ -30,7 +30,6 @@ class TaggedData(SplitFiles):
         conll: Layout of CoNLL files, and the encoding of all files. None: the defaults of ConllFormat.
     """
 
-    can_mask = False
     has_spans = True
 
     scheme: Literal["auto", "iob1", "bio", "bioes"] = "auto"
@@ -65,7 +64,8 @@ class TaggedData(SplitFiles):
 
         def checked(split: str, types: tuple[str, ...], sentence: TaggedSentence) -> TaggedSentence:
             repaired[split] += self._checked(sentence, scheme, types) is not None
-            return replace(sentence, tags=bio_tags(sentence.tags), lines=())
+            text = None if self.masking is None else sentence.text
+            return replace(sentence, tags=bio_tags(sentence.tags), lines=(), text=text)
 
         for split in read.records:
             read.checked(split, partial(checked, split, names))
@@ -85,7 +85,7 @@ class TaggedData(SplitFiles):
     def _scheme(self, sentences: list[TaggedSentence]) -> Scheme:
         if self.scheme != "auto":
             return self.scheme
-        tags = (sentence.tags for sentence in sentences if not sentence.has_spans)
+        tags = (sentence.tags for sentence in sentences if sentence.text is None)
         return detect_scheme(each for each in tags if all(map(is_tag, each)))
 
     def _checked(self, sentence: TaggedSentence, scheme: Scheme, labels: Container[str]) -> int | None:
@@ -105,7 +105,7 @@ class TaggedData(SplitFiles):
                     f"{sentence.location_of(index)}: the type of {tag!r} is not in `labels`. All types must be listed "
                     "there. Correct the tag, add the type to `labels`, or set `on_bad_row` to skip."
                 )
-        violation = first_violation(sentence.tags, "bio" if sentence.has_spans else scheme)
+        violation = first_violation(sentence.tags, scheme if sentence.text is None else "bio")
         if violation is not None and self.invalid_tags == "error":
             last = len(sentence.tags) - 1
             before = repr(sentence.tags[violation - 1]) if violation else "the beginning"

@@ -31,7 +31,7 @@ def _sentence(location: str, row: Mapping[str, Any], units: Units) -> TaggedSent
     has_text = "text" in row
     words, tags = _spans_to_tags(location, row, units) if has_text else _tokens_and_tags(location, row)
     check_surrogates(location, "text", "".join(words))
-    return TaggedSentence(location, words, tags, (), has_spans=has_text)
+    return TaggedSentence(location, words, tags, (), text=row["text"] if has_text else None)
 
 
 def _tokens_and_tags(location: str, row: Mapping[str, Any]) -> tuple[tuple[str, ...], tuple[str, ...]]:

@@ -4,14 +4,16 @@ import codecs
 import json
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
 from framework.data.examples.splits import same_text
+from framework.data.personal_data.masking import TextMasking
 from framework.data.reading.files import Reading, decode_line, raw_lines
 from framework.data.reading.table_format import Row, check_encoding
 from framework.errors import ConfigError, DataError
+from framework.tasks.token_classification.masked_words import mask_words
 
 _DOCUMENT_START = b"-DOCSTART-"
 
@@ -25,14 +27,20 @@ class TaggedSentence:
         words: Words of the sentence, at least one.
         tags: (words,) in BIO. Before the conversion in `TaggedData.load`: in the scheme of the file.
         lines: (words,) line number of each word, from 1. Empty if `location` is precise enough.
-        has_spans: True if the file has spans of a text instead of tags. Its tags are in BIO from the start.
+        text: Text of the words, if the file has spans of it instead of tags; None: the file has words and tags. The
+            tags of spans are in BIO from the start.
     """
 
     location: str
     words: tuple[str, ...]
     tags: tuple[str, ...]
     lines: tuple[int, ...]
-    has_spans: bool = False
+    text: str | None = None
+
+    def masked(self, masking: TextMasking) -> "TaggedSentence":
+        """Returns the sentence with masked words (`mask_words`). Its tags must be in BIO."""
+        words, tags = mask_words(self.words, self.tags, masking, self.text)
+        return replace(self, words=words, tags=tags, text=None)
 
     @property
     def identity(self) -> tuple[str, ...]:

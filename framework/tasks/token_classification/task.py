@@ -96,7 +96,7 @@ class TokenClassificationTask(Task):
 
     def build_sources(self, data: TaggedData, tokenizer: Tokenizer, seed: int) -> dict[str, SequenceSource]:
         """Reads and tokenizes the sentences of each split. Uses the entity types of an earlier run, or of the data."""
-        corpus = data.load(self.units, self.types or None)
+        corpus = data.with_masks(tokenizer).load(self.units, self.types or None)
         self.tags = bio_tag_set(corpus.labels)
         sources: dict[str, SequenceSource] = {}
         for split, sentences in corpus.splits.items():

@@ -102,6 +102,12 @@ def test_the_words_around_an_item_stay(finder):
     )
 
 
+def test_phone_numbers_beside_each_other_are_all_found(finder):
+    for numbers in (["415-555-2671", "415-555-2672"], ["8005552671", "(415) 555-2671"], ["13800138000"] * 3):
+        for text in (" ".join(numbers), " / ".join(numbers), "、".join(numbers)):
+            assert found(finder, text) == [("phone", number) for number in numbers]
+
+
 def test_handles_in_exclamations_and_users_of_parts_of_a_site_are_found(finder):
     assert found(finder, "¡@maria ganó! Y @importante.\n") == [("handle", "@maria"), ("handle", "@importante")]
     assert found(finder, "https://gist.github.com/jane_doe/1") == [("url_user", "https://gist.github.com/jane_doe/1")]

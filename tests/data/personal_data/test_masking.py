@@ -1,6 +1,7 @@
 """Personal data in labelled tables is masked before the split, and spans move with the texts."""
 
 import json
+from dataclasses import replace
 
 import pytest
 
@@ -21,6 +22,7 @@ from framework.tasks.question_answering.task import QuestionAnsweringTask
 from framework.tasks.relation_extraction.data import RelationData
 from framework.tasks.sequence_classification.task import SequenceClassificationTask
 from framework.tasks.token_classification.data import TaggedData
+from framework.tasks.token_classification.tag_schemes import first_violation
 from framework.tasks.translation.data import ParallelTextData
 
 pytest.importorskip("phonenumbers")
@@ -143,6 +145,61 @@ def test_entities_move_with_their_text(tmp_path, tokenizer):
     assert second.marked == rows[1]["text"]
 
 
+MAIL, PHONE = "jane@example.com", "(415) 555-2671"
+
+
+@pytest.mark.parametrize(
+    ("words", "tags", "expected"),
+    [
+        # The mask keeps the entity of its words, and the words around it keep theirs.
+        (f"write to {MAIL} or bad", "O O B-P O B-Q", "write/O to/O email/B-P or/O bad/B-Q"),
+        (f"call {PHONE} now", "O B-P I-P O", "call/O phone/B-P now/O"),
+        (f"call {PHONE} now", "B-P I-P I-P I-P", "call/B-P phone/I-P now/I-P"),
+        (f"call {PHONE} now", "O O O O", "call/O phone/O now/O"),
+        # An entity that overlaps a mask contains all of it.
+        (f"call {PHONE} now", "O O B-P I-P", "call/O phone/B-P now/I-P"),
+        # Of two, the one with more characters in the find; the other begins anew after the mask.
+        (f"call {PHONE} now", "O B-Q B-P I-P", "call/O phone/B-P now/I-P"),
+        (f"call {PHONE} now", "B-P I-P B-Q I-Q", "call/B-P phone/B-Q now/I-Q"),
+        ("call 8005552671 (415) 555-2671 now", "B-P I-P I-P I-P I-P", "call/B-P phone/I-P phone/I-P now/I-P"),
+        # Characters of a word beside the find stay in it, and finds in one word are one word.
+        (f"is ({MAIL}), {MAIL}/{MAIL} bad", "O B-P B-P I-P", "is/O (email),/B-P email/email/B-P bad/I-P"),
+        # Words that a tokenizer split.
+        ("write jane @ example . com now", "O B-P I-P I-P I-P I-P O", "write/O email/B-P now/O"),
+        (" ".join("写给13800138000的人"), "O O" + " B-P" + " I-P" * 10 + " O O", "写/O 给/O phone/B-P 的/O 人/O"),
+    ],
+)
+def test_tags_move_with_their_words(tmp_path, tokenizer, words, tags, expected):
+    rows = [{"tokens": words.split(), "tags": tags.split()}, {"tokens": ["bad"], "tags": ["B-Q"]}]
+    data = TaggedData(write_json(tmp_path / "rows.jsonl", rows), **MASK)
+    sentence = data.with_masks(tokenizer).load("words").splits["train"][0]
+    assert " ".join(map("/".join, zip(sentence.words, sentence.tags, strict=True))) == expected
+    assert first_violation(sentence.tags, "bio") is None
+    lines = "".join(f"{word}\t{tag}\n" for word, tag in zip(words.split(), tags.split(), strict=True))
+    (tmp_path / "rows.conll").write_text(lines + "\nbad\tB-Q\n", encoding="utf-8")
+    columns = replace(data, train=str(tmp_path / "rows.conll"), scheme="bio").with_masks(tokenizer).load("words")
+    assert columns.splits["train"][0].words == sentence.words and columns.splits["train"][0].tags == sentence.tags
+    assert sum(columns.facts["train"].personal_data.values()) == expected.count("email") + expected.count("phone")
+
+
+@pytest.mark.parametrize("units", ["words", "white_space", "characters"])
+def test_entities_of_a_text_move_with_it(tmp_path, tokenizer, units):
+    text = f"write to {MAIL} or call {PHONE} now"
+    first, second = (text.index(each) for each in (MAIL, PHONE))
+    ends = first + len(MAIL), second + len(PHONE)
+    spans = [{"start": first, "end": ends[0], "label": "P"}, {"start": second, "end": ends[1], "label": "Q"}]
+    forms = [
+        {"spans": spans},
+        {"label": [[first, ends[0], "P"], [second, ends[1], "Q"]]},
+        {"label": {"P": {MAIL: [[first, ends[0] - 1]]}, "Q": {PHONE: [[second, ends[1] - 1]]}}},
+    ]
+    path = write_json(tmp_path / "rows.jsonl", [{"text": text, **form} for form in forms])
+    for sentence in TaggedData(path, **MASK).with_masks(tokenizer).load(units).splits["train"]:
+        tagged = [pair for pair in zip(sentence.words, sentence.tags, strict=True) if pair[1] != "O"]
+        assert tagged == [("email", "B-P"), ("phone", "B-Q")]
+        assert "".join(sentence.words) == "writetoemailorcallphonenow" and sentence.text is None
+
+
 def test_predictions_of_texts_are_masked_as_in_training(tmp_path, tokenizer):
     path = write_json(tmp_path / "rows.jsonl", [{"text": "a@b.de", "label": 0}, {"text": "good", "label": 1}])
     rows = read_python_rows(
@@ -169,7 +226,6 @@ def test_an_export_masks_without_the_file_of_names():
 @pytest.mark.parametrize(
     ("kind", "settings", "message"),
     [
-        (TaggedData, MASK, "TaggedData cannot mask texts.*Mask the files first"),
         (TableData, {**MASK, "personal_data_kinds": ["passport"]}, "'passport', which is unknown"),
         (TableData, {"personal_data_names": "names.txt"}, "personal_data is null"),
     ],
