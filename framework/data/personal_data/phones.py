@@ -61,7 +61,7 @@ class Phones:
                 done = match.start() + stop
 
     def _parts(self, written: str, is_rest: bool) -> list[tuple[int, int]]:
-        """Returns the phone numbers in a run of digits: all of it, or disjoint parts between spaces, the longest that exist.
+        """Returns the phone numbers in a run of digits: all of it, or the longest disjoint parts between spaces.
 
         "24/7 415-555-2671" has one. The rest of a run after a number has one only if it stands out.
         """
