@@ -50,6 +50,8 @@ def count_parameters(config: EncoderConfig) -> ParameterCounts:
         tables += (width + 1) * hidden
     if config.relative_bias == "bucketed":
         tables += config.relative_buckets * config.num_heads
+    if config.relative_bias == "disentangled":
+        tables += config.relative_buckets * hidden + norm
     return ParameterCounts(
         embeddings=tables,
         layers=config.num_layers * (matrices + biases) + norms,

@@ -6,13 +6,13 @@ from typing import Any, get_args
 
 from framework.errors import ConfigError, check_choice
 
-FAMILIES = ("bert", "roberta", "xlm-roberta", "camembert", "distilbert", "electra", "mpnet", "modernbert")
+FAMILIES = ("bert", "roberta", "xlm-roberta", "camembert", "distilbert", "electra", "mpnet", "deberta-v2", "modernbert")
 _CHOICES = {
     "family": FAMILIES,
-    "position_encoding": ("learned", "rotary"),
+    "position_encoding": ("learned", "rotary", "none"),
     "norm_placement": ("post", "pre"),
     "activation": ("gelu", "gelu_tanh", "relu", "silu"),
-    "relative_bias": ("none", "bucketed"),
+    "relative_bias": ("none", "bucketed", "disentangled"),
     "output_initialization": ("normal", "scaled", "zero"),
 }
 _AT_MOST = {
@@ -54,12 +54,13 @@ class EncoderConfig:
         intermediate_size: Width of the feed-forward block, after gating.
         max_position_embeddings: Tokens of the longest sequence, plus `position_offset` if positions are learned.
         type_vocab_size: Number of segments. 0: no segment embeddings; 1: one vector for all tokens (RoBERTa).
-        position_encoding: "learned" (an added table) or "rotary" (Su et al. 2021, applied to queries and keys).
+        position_encoding: "learned" (an added table), "rotary" (Su et al. 2021, applied to queries and keys) or "none".
         position_offset: First row of the learned table that is used (RoBERTa: 2).
         embedding_size: Width of the embedding tables, which a linear layer projects to hidden_size (ELECTRA); None:
             hidden_size, without a projection.
-        relative_bias: Term that is added to attention scores by the distance of two tokens: "none" or "bucketed" (a
-            learned number for each head and bucket of distances, shared by all layers: MPNet).
+        relative_bias: Term that is added to attention scores by the distance of two tokens: "none", "bucketed" (a
+            learned number for each head and bucket of distances, shared by all layers: MPNet) or "disentangled" (a
+            learned vector for each bucket, which every layer multiplies with its queries and keys: DeBERTa).
         relative_buckets: Number of buckets, half of them for each direction.
         relative_distance: Distance in tokens from which on all distances share the last bucket.
         rope_theta_global: Base of the rotary frequencies in layers that attend to the whole sequence.

@@ -5,7 +5,7 @@ from torch import Tensor, nn
 from framework.batch import PackedBatch
 from framework.models.config import EncoderConfig
 from framework.nn.attention import SelfAttention
-from framework.nn.attention_bias import AttentionBias, BucketedBias
+from framework.nn.attention_bias import AttentionBias, BucketedBias, DisentangledBias
 from framework.nn.dropout import HashedDropout, layer_keys
 from framework.nn.embeddings import TokenEmbeddings
 from framework.nn.feed_forward import FeedForward, GatedFeedForward
@@ -62,6 +62,8 @@ def _build_layer(config: EncoderConfig, index: int) -> EncoderLayer:
 def _build_relative_bias(config: EncoderConfig) -> nn.Module | None:
     if config.relative_bias == "bucketed":
         return BucketedBias(config.num_heads, config.relative_buckets, config.relative_distance)
+    if config.relative_bias == "disentangled":
+        return DisentangledBias(config.relative_buckets, config.relative_distance, _build_norm(config))
     return None
 
 

@@ -75,8 +75,8 @@ class SelfAttention(nn.Module):
         return reference_attention(query, key, value, batch.lengths, window=self.window)[1]
 
     def _project(self, x: Tensor) -> Tensor:
-        """Maps (rows, hidden) to queries, keys and values (rows, heads, 3, head_dim)."""
+        """Maps (..., hidden) to queries, keys and values (..., heads, 3, head_dim)."""
         return self.qkv(x).unflatten(-1, (-1, 3, self.head_dim))
 
     def _positions(self, bias: AttentionBias) -> Tensor | None:
-        return None if bias.positions is None else self._project(bias.positions)
+        return None if bias.positions is None else self._project(bias.positions).squeeze(0)

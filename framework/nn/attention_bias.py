@@ -1,8 +1,8 @@
 """Attention with terms that are added to the scores by head and relative position, over packed sequences.
 
 A module computes an `AttentionBias` once for each batch, and all layers use it. Sequences of like length are computed
-together, each padded to the next multiple of 16, so the result for a sequence does not depend on the others. The scores
-of a group are kept for the backward pass: memory grows with the square of the length.
+together, each padded to the next multiple of 16. The scores of a group are kept for the backward pass, so memory grows
+with the square of the length.
 """
 
 import math
@@ -12,6 +12,8 @@ from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
+
+from framework.nn.norm import LayerNorm
 
 _PADDING_STEP = 16
 
@@ -72,8 +74,8 @@ class AttentionBias:
     Attributes:
         groups: Groups of sequences of like length.
         slots: (tokens,) index of each token in the concatenated rows of all groups.
-        positions: (positions, hidden) vectors of relative positions, which each layer projects to queries and keys with
-            its own weights; None: the terms do not depend on the tokens.
+        positions: (1, positions, hidden) vectors of relative positions, which each layer projects to queries and keys
+            with its own weights; None: the terms do not depend on the tokens.
     """
 
     groups: tuple[_Group, ...]
@@ -137,9 +139,9 @@ def biased_attention_maps(
     return [maps[index] for index in range(len(lengths))]
 
 
-def _distances(length: int, device: torch.device) -> Tensor:
-    """Returns (length, length): position of the query (row) minus position of the key (column)."""
-    places = torch.arange(length, device=device)
+def _distances(length: int) -> Tensor:
+    """Returns (length, length) on the host: position of the query (row) minus position of the key (column)."""
+    places = torch.arange(length)
     return places[:, None] - places
 
 
@@ -176,8 +178,50 @@ class BucketedBias(nn.Module):
         groups, slots = group_by_length(lengths, self.table.device)
         biased = []
         for group in groups:
-            distances = _distances(group.length, self.table.device)
-            buckets = _logarithmic_buckets(distances, len(self.table), self.max_distance)
-            shared = self.table.float()[buckets].permute(2, 0, 1)
+            buckets = _logarithmic_buckets(_distances(group.length), len(self.table), self.max_distance)
+            shared = self.table.float()[buckets.to(self.table.device)].permute(2, 0, 1)
             biased.append(replace(group, shared=shared))
         return AttentionBias(tuple(biased), slots)
+
+
+def _signed_buckets(distances: Tensor, num_buckets: int, max_distance: int) -> Tensor:
+    """Returns the row of each distance in DeBERTa's table: row num_buckets / 2 is distance 0.
+
+    Distances up to a quarter of the buckets have a row each, larger ones share rows logarithmically up to
+    `max_distance` (He et al. 2021, "DeBERTaV3", arXiv:2111.09543; `make_log_bucket_position` in transformers).
+    """
+    half = num_buckets // 2
+    exact = half // 2
+    size = distances.abs().clamp(min=exact - 1).float()
+    growth = torch.log(size / exact) / torch.log(torch.tensor((max_distance - 1) / exact)) * (exact - 1)
+    far = (growth.ceil() + exact).long() * distances.sign()
+    return (torch.where(distances.abs() <= exact, distances, far) + half).clamp(0, num_buckets - 1)
+
+
+class DisentangledBias(nn.Module):
+    """Learned vectors of relative positions (He et al. 2021, "DeBERTa", arXiv:2006.03654, section 3.1).
+
+    Each layer projects them with the weights of its queries and keys. A score is the sum of content to content, content
+    to position and position to content, divided by the square root of 3 x head_dim.
+
+    Args:
+        num_positions: Rows of the table; half of them for each direction.
+        max_distance: Distance from which on all distances share the last row.
+        norm: Norm of the vectors.
+    """
+
+    def __init__(self, num_positions: int, max_distance: int, norm: LayerNorm) -> None:
+        super().__init__()
+        self.max_distance = max_distance
+        self.table = nn.Parameter(torch.zeros(num_positions, norm.weight.shape[0]))
+        self.norm = norm
+
+    def forward(self, lengths: Sequence[int]) -> AttentionBias:
+        """Returns the terms of a batch of sequences."""
+        device = self.table.device
+        groups, slots = group_by_length(lengths, device)
+        # On the host, so that the device is not waited for.
+        rows = [_signed_buckets(_distances(group.length), len(self.table), self.max_distance) for group in groups]
+        first, last = min(int(each.min()) for each in rows), max(int(each.max()) for each in rows)
+        placed = [replace(group, columns=(each - first).to(device)) for group, each in zip(groups, rows, strict=True)]
+        return AttentionBias(tuple(placed), slots, self.norm(self.table[first : last + 1])[None])

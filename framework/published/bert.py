@@ -133,10 +133,21 @@ def shared_encoder_rules(config: EncoderConfig, min_segments: int) -> list[Rule]
         rules += renamed("embeddings.token_type_embeddings", "embeddings.token_type_embeddings", bias=False)
     else:
         rules.append(_zero_segments(min_segments, config))
+    return rules + shared_layer_rules(config)
+
+
+def shared_layer_rules(config: EncoderConfig, parts: tuple[str, str, str] = ("query", "key", "value")) -> list[Rule]:
+    """Returns the rules for the layers of an encoder in the layout of BERT.
+
+    Args:
+        config: Encoder configuration.
+        parts: Published names of the projections to queries, keys and values.
+    """
+    rules: list[Rule] = []
     for layer in range(config.num_layers):
         ours, theirs = f"layers.{layer}", f"encoder.layer.{layer}"
-        attention = f"{theirs}.attention.self"
-        query_key_value = (f"{attention}.query", f"{attention}.key", f"{attention}.value")
+        query, key, value = (f"{theirs}.attention.self.{part}" for part in parts)
+        query_key_value = (query, key, value)
         rules += fused_qkv(f"{ours}.attention.qkv", query_key_value, bias=True)
         rules += renamed(f"{ours}.attention.output", f"{theirs}.attention.output.dense")
         rules += renamed(f"{ours}.attention_norm", f"{theirs}.attention.output.LayerNorm")

@@ -6,6 +6,7 @@ from typing import Any
 
 from framework.errors import CheckpointError
 from framework.published.bert import BERT
+from framework.published.deberta import DEBERTA
 from framework.published.distilbert import DISTILBERT
 from framework.published.electra import ELECTRA
 from framework.published.family import Family
@@ -21,6 +22,7 @@ FAMILIES: dict[str, Family] = {
     "distilbert": DISTILBERT,
     "electra": ELECTRA,
     "mpnet": MPNET,
+    "deberta-v2": DEBERTA,
     "modernbert": MODERNBERT,
 }
 

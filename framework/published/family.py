@@ -1,7 +1,7 @@
 """Description of a family of published models. `framework.published.families` lists all of them."""
 
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from framework.errors import CheckpointError
@@ -87,6 +87,7 @@ class Family:
         tied: Published tensors that repeat the word embeddings.
         ignored: Published tensors that hold no information of their own.
         special_tokens: Keys of config.json for special token ids other than padding, each with its token.
+        older_names: Beginnings of names in older folders, each with the one that replaces it.
         pooler_activation: Activation between the dense layer of a pooled vector and the classifier.
         transform_activation: Activation of the transform before the decoder over the vocabulary; None: that of the
             encoder.
@@ -105,6 +106,7 @@ class Family:
     tied: frozenset[str]
     ignored: frozenset[str]
     special_tokens: Mapping[str, Literal["cls", "sep"]]
+    older_names: Mapping[str, str] = field(default_factory=dict)
     pooler_activation: str = "tanh"
     transform_activation: str | None = None
     transforms_scores: bool = False

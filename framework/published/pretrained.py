@@ -177,6 +177,9 @@ def _canonical(tensors: Mapping[str, Tensor], family: Family) -> dict[str, Tenso
         for old, new in _OLD_NORM_NAMES.items():
             if name.endswith(old):
                 name = name.removesuffix(old) + new
+        for old, new in family.older_names.items():
+            if name.startswith(old):
+                name = new + name.removeprefix(old)
         canonical[name] = tensor.float() if tensor.is_floating_point() else tensor
     return canonical
 

@@ -7,7 +7,8 @@ import torch
 from torch import Tensor
 from torch.testing import assert_close
 
-from framework.nn.attention_bias import BucketedBias, biased_attention, biased_attention_maps
+from framework.nn.attention_bias import BucketedBias, DisentangledBias, biased_attention, biased_attention_maps
+from framework.nn.norm import LayerNorm
 
 HEADS, HEAD_DIM = 3, 8
 LENGTHS = (5, 40, 1, 16, 17, 40)
@@ -79,3 +80,33 @@ def test_distances_beyond_the_largest_share_the_last_bucket():
     row = group.shared[0, 150]
     assert row[:300].tolist() == [float(mpnet_bucket(150 - j)) for j in range(300)]
     assert row[0] == 15 and row[299] == 31 and row[150] == 0
+
+
+def deberta_row(distance: int) -> int:
+    """Returns the row of DeBERTa's table for 16 rows and distance 64, for one number."""
+    side, size = (1 if distance > 0 else -1), abs(distance)
+    if size <= 4:
+        return distance + 8
+    far = math.ceil(math.log(size / 4) / math.log(63 / 4) * 3) + 4
+    return min(max(side * far + 8, 0), 15)
+
+
+def test_disentangled_bias_forward():
+    generator = torch.Generator().manual_seed(1)
+    module = DisentangledBias(16, 64, LayerNorm(HEADS * HEAD_DIM, 1e-7))
+    projected = torch.randn(16, HEADS, 3, HEAD_DIM, generator=generator)
+    qkv = make_qkv().float()
+    bias = module(LENGTHS)
+    first = deberta_row(1 - 48)
+    positions = projected[first : first + bias.positions.shape[1]]
+    ours = biased_attention(qkv, bias, positions)
+    outputs = []
+    for own in qkv.split(list(LENGTHS)):
+        query, key, value = own.unbind(2)
+        rows = torch.tensor([[deberta_row(i - j) for j in range(len(own))] for i in range(len(own))])
+        scores = torch.einsum("ihd,jhd->hij", query, key)
+        scores = scores + torch.einsum("ihd,ijhd->hij", query, projected[rows][:, :, :, 1])
+        scores = scores + torch.einsum("jhd,ijhd->hij", key, projected[rows][:, :, :, 0])
+        weights = (scores / (3 * HEAD_DIM) ** 0.5).softmax(-1)
+        outputs.append(torch.einsum("hij,jhd->ihd", weights, value))
+    assert_close(ours, torch.cat(outputs), rtol=1e-5, atol=1e-5)

@@ -22,7 +22,7 @@ from tests.support.models.heads import ChoiceHead, SpanHead, TokenHead
 from tests.support.models.loading import load_into
 
 TOLERANCE = {"atol": 2e-5, "rtol": 2e-5}
-NEW = ("xlm-roberta", "camembert", "distilbert", "electra", "mpnet")
+NEW = ("xlm-roberta", "camembert", "distilbert", "electra", "mpnet", "deberta-v2")
 """Families that test_pretrained_parity, test_heads_parity and the tests of exports do not cover."""
 
 NAMED = {"id2label": dict(enumerate(peers.LABELS)), "label2id": {name: i for i, name in enumerate(peers.LABELS)}}
@@ -155,6 +155,25 @@ def test_gradients(family, tmp_path):
     for name, grad in theirs.items():
         assert grad.abs().max() > 1e-4 or ".k" in name, name
         assert_close(renamed[name], grad, **TOLERANCE, msg=lambda text, name=name: f"{name}: {text}")
+
+
+@pytest.mark.parametrize("family", NEW)
+@torch.no_grad()
+def test_a_mean_pooled_classifier_is_exported_with_a_class_of_our_own(family, tmp_path):
+    peers.peer(class_prefix(family) + "Model", family).save_pretrained(tmp_path / "published")
+    weights = load_pretrained(str(tmp_path / "published"))
+    head = build_sequence_classification_head(weights.config, 3, "mean")
+    model = TaskModel(peers.encoder_of(weights), head).eval()
+    (tmp_path / "tokenizer").mkdir()
+    tokenizer = make_tokenizer(tmp_path / "tokenizer", weights.config.pad_token_id)
+    record = {"pooling": "mean", "labels": list(peers.LABELS)}
+    export_huggingface(
+        tmp_path / "export", weights.config, model.state_dict(), "sequence_classification", tokenizer, record
+    )
+    again, report = load_peer(transformers.AutoModelForSequenceClassification, tmp_path / "export")
+    assert (type(again).__name__, report) == ("ClozeForSequenceClassification", {})
+    batch, inputs = both_forms(family)
+    assert_close(again(**inputs).logits, model(batch)["logits"], **TOLERANCE)
 
 
 @torch.no_grad()

@@ -35,6 +35,19 @@ CONFIGS: dict[str, transformers.PreTrainedConfig] = {
     ),
     # Distances beyond 8 tokens share buckets.
     "mpnet": transformers.MPNetConfig(**SHAPE, vocab_size=99, intermediate_size=64, max_position_embeddings=66),
+    # Distances beyond 4 tokens share rows.
+    "deberta-v2": transformers.DebertaV2Config(
+        **SHAPE,
+        vocab_size=99,
+        intermediate_size=64,
+        max_position_embeddings=64,
+        relative_attention=True,
+        position_buckets=8,
+        norm_rel_ebd="layer_norm",
+        share_att_key=True,
+        pos_att_type="p2c|c2p",
+        position_biased_input=False,
+    ),
     # Layers 1 and 2 see 8 tokens on each side, so that most of the lengths below go beyond the window.
     "modernbert": transformers.ModernBertConfig(
         **SHAPE,
