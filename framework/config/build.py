@@ -27,6 +27,7 @@ from framework.config.task_parts import build_data_component, build_model
 from framework.config.weights import find_weights, starting_values
 from framework.data.planning.batch_size import sequences_of, steps_until
 from framework.data.planning.plan import SequenceSource, steps_per_epoch
+from framework.data.tokenization.extension import pieces_of_new_tokens
 from framework.data.tokenization.tokenizer import Tokenizer
 from framework.distributed.parallel.precision import Precision, multiplies_bf16
 from framework.errors import ConfigError
@@ -35,6 +36,7 @@ from framework.models.freezing import freeze
 from framework.modules.encoder_module import EncoderModule
 from framework.modules.passes.private import PrivateSteps
 from framework.optim.combined import CombinedOptimizer
+from framework.published.new_rows import with_new_rows
 from framework.published.pretrained import PretrainedWeights, match_parameters
 from framework.published.starting_head import fit_head
 from framework.tasks.probing.probe import Probe, ProbeSettings
@@ -107,7 +109,9 @@ def build_parts(settings: TrainConfig, world_size: int) -> Parts:
     if settings.init_from is not None:
         runs = Path(settings.run.dir)
         weights = find_weights(settings.init_from, runs, settings.init_weights, settings.init_average_last)
-    tokenizer = build_tokenizer(settings.tokenizer, weights)
+    tokenizer = build_tokenizer(settings.tokenizer, weights, settings.extend_vocabulary)
+    if settings.extend_vocabulary and weights is not None:
+        weights = extend_vocabulary(weights, tokenizer)
     task: Task = settings.task.build()
     config = build_encoder_config(settings, tokenizer, weights, task)
     check_vocabulary(tokenizer, config, weights)
@@ -188,8 +192,15 @@ def run_length(trainer: TrainerConfig, size: int, num_sequences: int, wraps_epoc
     return steps_per_epoch(num_sequences, size) * trainer.max_epochs
 
 
-def build_tokenizer(settings: TokenizerConfig, weights: PretrainedWeights | None) -> Tokenizer:
+def build_tokenizer(
+    settings: TokenizerConfig, weights: PretrainedWeights | None, extends_vocabulary: bool = False
+) -> Tokenizer:
     """Reads the tokenizer of the config, else that of the starting weights, else the fallback.
+
+    Args:
+        settings: Tokenizer settings.
+        weights: Starting weights.
+        extends_vocabulary: True if the tokenizer may have more tokens than that of the weights.
 
     Raises:
         ConfigError: None of them exists, or the tokenizer of the config has other ids than that of the weights.
@@ -204,14 +215,35 @@ def build_tokenizer(settings: TokenizerConfig, weights: PretrainedWeights | None
             "(AutoTokenizer.from_pretrained(FOLDER).save_pretrained(FOLDER))."
         )
     tokenizer = Tokenizer.from_folder(folder)
-    if weights is not None and own is not None and not tokenizer.same_ids(Tokenizer.from_folder(own)):
+    is_fixed = weights is not None and own is not None and not extends_vocabulary
+    if is_fixed and not tokenizer.same_ids(Tokenizer.from_folder(own)):
         raise ConfigError(
             f"tokenizer.path={folder} has other ids than the tokenizer of init_from={weights.source}. Weights work "
             "only with the ids that they were trained with. Use tokenizer=from_weights. To continue pre-training, "
             "prepare a store with the vocabulary of the weights: "
-            f"python -m framework.prepare vocabulary=given vocabulary.path={own} store=FOLDER."
+            f"python -m framework.prepare vocabulary=given vocabulary.path={own} store=FOLDER. If the tokenizer only "
+            "has new tokens after the old ones, set extend_vocabulary=true."
         )
     return tokenizer
+
+
+def extend_vocabulary(weights: PretrainedWeights, tokenizer: Tokenizer) -> PretrainedWeights:
+    """Returns the starting weights with rows for the new tokens of a tokenizer.
+
+    Raises:
+        ConfigError: The weights have no tokenizer, their tokenizer has ids without a row, or the tokenizer is not an
+            extension of it.
+    """
+    if weights.tokenizer_dir is None:
+        raise ConfigError(
+            f"`extend_vocabulary` is true, but init_from={weights.source} contains no tokenizer. A new row starts from "
+            "the rows of the token's old pieces, which the old tokenizer finds. Add the files of the old tokenizer to "
+            "the folder of the weights."
+        )
+    old = Tokenizer.from_folder(weights.tokenizer_dir)
+    check_vocabulary(old, weights.config, weights)
+    pieces = pieces_of_new_tokens(old, tokenizer)
+    return with_new_rows(weights, tokenizer.vocab_size, pieces, old.ordinary_ids.tolist())
 
 
 def build_encoder_config(

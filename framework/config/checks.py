@@ -192,7 +192,11 @@ def _raise_ids_without_weights(tokenizer: Tokenizer, weights: PretrainedWeights)
     more = f" and {len(without) - _SHOWN_TOKENS} more" if len(without) > _SHOWN_TOKENS else ""
     is_own = weights.tokenizer_dir is not None and tokenizer.folder == weights.tokenizer_dir
     remedy = (
-        "Remove these tokens from the tokenizer's files" if is_own else "Use the tokenizer that belongs to the weights"
+        "Remove these tokens from the tokenizer's files there; to train them, keep the tokenizer with them in another "
+        "folder, and set tokenizer=folder tokenizer.path=FOLDER extend_vocabulary=true"
+        if is_own
+        else "Use the tokenizer that belongs to the weights; if this one has new tokens, add the files of the old one "
+        "to the folder of the weights, and set extend_vocabulary=true"
     )
     raise ConfigError(
         f"the tokenizer in {tokenizer.folder} has {tokenizer.vocab_size} ids, but the weights of "

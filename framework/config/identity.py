@@ -24,6 +24,7 @@ IDENTITY_KEYS = (
     "init_from",
     "init_weights",
     "init_average_last",
+    "extend_vocabulary",
     "trainer.global_batch_size",
     "trainer.global_batch_tokens",
     "trainer.batch_warmup_start",
@@ -34,6 +35,9 @@ IDENTITY_KEYS = (
 )
 GROWING_KEYS = ("trainer.max_steps", "trainer.max_epochs")
 """Keys that may grow but not shrink when a run resumes, because trained steps cannot be undone."""
+
+_ADDED_KEYS = {"extend_vocabulary": False}
+"""Value that means the same as in earlier versions, which did not have the key."""
 
 _CHANGED_DEFAULTS = {"data.format.quote": ('"', "auto")}
 """Default of an earlier version and of this one, by key. The data fingerprint shows if both read the same rows."""
@@ -54,12 +58,15 @@ def flatten(node: Any, path: str = "") -> dict[str, Any]:
 def identity(config: Mapping[str, Any]) -> dict[str, Any]:
     """Returns the values of the identity keys of a resolved config, by dotted key.
 
-    Empty lists and groups are omitted, because they mean the same as a key that an earlier version did not have.
+    Values that mean the same as a key that an earlier version did not have are omitted: empty lists and groups, and
+    those of `_ADDED_KEYS`.
     """
     return {
         name: former_name(value)
         for name, value in flatten(config).items()
-        if value not in ([], {}) and any(name == key or name.startswith(key + ".") for key in IDENTITY_KEYS)
+        if value not in ([], {})
+        and not (name in _ADDED_KEYS and value == _ADDED_KEYS[name])
+        and any(name == key or name.startswith(key + ".") for key in IDENTITY_KEYS)
     }
 
 

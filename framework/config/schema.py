@@ -246,6 +246,8 @@ class TrainConfig:
             Hugging Face folder or hub name; null: fresh weights from the seed.
         init_weights: Weights of the run in `init_from`, as in `TrainedConfig.weights`.
         init_average_last: Number of its checkpoints that are averaged, as in `TrainedConfig.average_last`.
+        extend_vocabulary: True if `tokenizer` has new tokens after those of `init_from`; their rows start as the mean of
+            the rows of their old pieces.
         adapter: Low-rank updates that are trained instead of the weights; null: the weights are trained.
         augmentation: Changes to texts of the training split; null: no changes.
         privacy: Differential privacy of the training rows; null: none.
@@ -271,6 +273,7 @@ class TrainConfig:
     model: Component = field(metadata=MODEL_METADATA)
     init_weights: Weights = "auto"
     init_average_last: int = 1
+    extend_vocabulary: bool = False
     adapter: LoraSettings | None = None
     augmentation: Component | None = field(default=None, metadata={"supplied": ("pairs_folder",)})
     privacy: PrivacySettings | None = None
@@ -285,4 +288,9 @@ class TrainConfig:
                 f"`init_weights` is {self.init_weights} and `init_average_last` is {self.init_average_last}, but "
                 "`init_from` is null. Both keys select weights of the run in `init_from`. Set `init_from`, or remove "
                 "both keys."
+            )
+        if self.init_from is None and self.extend_vocabulary:
+            raise ConfigError(
+                "`extend_vocabulary` is true, but `init_from` is null. Fresh weights have a row for every token of "
+                "their tokenizer. Set `init_from`, or remove `extend_vocabulary`."
             )

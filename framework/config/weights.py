@@ -117,7 +117,7 @@ def find_adapter(source: str, runs: Path, weights: Weights = "auto", average_las
         average_last: See `find_weights`.
 
     Raises:
-        CheckpointError: The source is not a run with an adapter, or it cannot be read.
+        CheckpointError: The source is not a run with an adapter, it extended its vocabulary, or it cannot be read.
     """
     run = find_run(source, runs)
     adapter = read_adapter(run[0]) if run is not None else None
@@ -126,8 +126,14 @@ def find_adapter(source: str, runs: Path, weights: Weights = "auto", average_las
             f"{source} is not a run with an adapter. lora=separate exports an adapter. Give a run that was trained "
             "with adapter=lora, or use lora=merge."
         )
+    config = read_config(run[0])
+    if config.get("extend_vocabulary"):
+        raise CheckpointError(
+            f"{source} extended the vocabulary of its starting weights. An adapter holds no rows for new tokens. Use "
+            "lora=merge, which writes the whole model."
+        )
     state = _read_run(source, run[1], weights, average_last).state
-    base = read_config(run[0])["init_from"]
+    base = config["init_from"]
     return TrainedAdapter(adapter, state, base if find_run(base, runs) is None else None)
 
 

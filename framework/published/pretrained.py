@@ -58,6 +58,7 @@ class PretrainedWeights:
         tokenizer_dir: Folder of the tokenizer, or None.
         unused: Published names of tensors that Cloze does not use, and names of head tensors that were dropped.
         hub_name: Name on the Hugging Face Hub; None for weights from elsewhere.
+        changes: Descriptions of changes to the weights after they were read.
     """
 
     source: str
@@ -69,6 +70,7 @@ class PretrainedWeights:
     tokenizer_dir: Path | None = None
     unused: tuple[str, ...] = ()
     hub_name: str | None = None
+    changes: tuple[str, ...] = ()
 
 
 def load_pretrained(source: str) -> PretrainedWeights:

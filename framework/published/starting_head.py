@@ -58,7 +58,7 @@ def _without(weights: PretrainedWeights, dropped: list[str]) -> PretrainedWeight
 
 
 def describe_start(model: nn.Module, weights: PretrainedWeights) -> str:
-    """Describes in one line the head weights that are reused, those that are new, and unused weights of the source.
+    """Describes in one line the start: changed weights, reused and new ones of the head, unused ones of the source.
 
     Args:
         model: Model as for `match_parameters`.
@@ -85,7 +85,7 @@ def describe_start(model: nn.Module, weights: PretrainedWeights) -> str:
         )
         if modules
     ]
-    return "; ".join([f"weights from {weights.source}", *parts])
+    return "; ".join([f"weights from {weights.source}", *weights.changes, *parts])
 
 
 def _modules(names: Iterable[str]) -> list[str]:

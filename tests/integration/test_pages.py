@@ -82,7 +82,7 @@ SHORTENED = [
     (r"\btrain experiment=finetune_ner", ["check=true", "task.stride=4", *ENCODER, *SMALL]),
     (r"\btrain experiment=finetune_demo", [*SMALL, "task.max_length=16", "data.validation_fraction=0.2"]),
     (
-        r"\.train experiment=pretrain_demo .*init_from=FOLDER",
+        r"\.train experiment=continue_pretraining .*init_from=FOLDER",
         ["check=true", *OFFLINE, "data.validation_fraction=0.2", "task.sequence_length=16"],
     ),
     (r"\btrain experiment=pretrain_demo data\.store=(\S+)", [*PRETRAIN, r"tokenizer.path=\1/tokenizer"]),

@@ -39,7 +39,7 @@ def store_settings(
     if isinstance(vocabulary, GivenTokenizer):
         tokenizer = vocabulary.load().fingerprint
     else:
-        tokenizer = {"kind": type(vocabulary).__name__, **vars(vocabulary)}
+        tokenizer = {"kind": type(vocabulary).__name__, **vocabulary.identity()}
     cleaning = corpus.cleaning
     settings = {
         "format": FORMAT,

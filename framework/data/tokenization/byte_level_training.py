@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import tokenizers
 from tokenizers import AddedToken, decoders, models, pre_tokenizers, processors, trainers
@@ -41,6 +42,10 @@ class ByteLevelBpeTraining:
                 f"the vocabulary's `vocab_size` is {self.vocab_size}, but special tokens and bytes take {smallest}. "
                 "It must be at least that. Set it to tens of thousands."
             )
+
+    def identity(self) -> dict[str, Any]:
+        """Returns the settings as JSON values."""
+        return dict(vars(self))
 
     def count(self, texts: Iterable[str]) -> Counter[str]:
         """Counts the words of a batch of texts as GPT-2 splits them, with one character per byte.

@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 from framework.data.tokenization.tokenizer import Tokenizer
 from framework.data.tokenization.word_counts import WordCounts
@@ -18,6 +18,10 @@ from framework.errors import ConfigError, DataError
 
 class VocabularyTraining(Protocol):
     """Training of a vocabulary from counted words; a plain dataclass of settings that can be pickled."""
+
+    def identity(self) -> dict[str, Any]:
+        """Returns the settings as JSON values; content of files instead of their paths."""
+        ...
 
     def count(self, texts: Iterable[str]) -> Counter[str]:
         """Counts the words of a batch of texts; pure, so that any process can count a batch."""

@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import tokenizers
 from tokenizers import AddedToken, decoders, models, normalizers, pre_tokenizers, processors, trainers
@@ -50,6 +51,10 @@ class WordPieceTraining:
                 f"the vocabulary's `vocab_size` is {self.vocab_size}, but the special tokens alone are "
                 f"{len(_SPECIAL_TOKENS)}. It must be larger than that. Set it to several thousand."
             )
+
+    def identity(self) -> dict[str, Any]:
+        """Returns the settings as JSON values."""
+        return dict(vars(self))
 
     def count(self, texts: Iterable[str]) -> Counter[str]:
         """Counts the words of a batch of texts as BERT splits them.
