@@ -47,9 +47,7 @@ def with_new_rows(
         weights,
         config=replace(weights.config, vocab_size=max(vocab_size, rows)),
         encoder={**weights.encoder, _WORDS: extended(weights.encoder[_WORDS])},
-        heads={
-            name: extended(tensor) if name in _ROWS_OF_HEADS else tensor for name, tensor in weights.heads.items()
-        },
+        heads={name: extended(tensor) if name in _ROWS_OF_HEADS else tensor for name, tensor in weights.heads.items()},
         changes=(
             *weights.changes,
             f"new tokens: {len(pieces):,}, their rows start as the mean of the rows of their old pieces{without}",
