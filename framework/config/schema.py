@@ -246,8 +246,8 @@ class TrainConfig:
             Hugging Face folder or hub name; null: fresh weights from the seed.
         init_weights: Weights of the run in `init_from`, as in `TrainedConfig.weights`.
         init_average_last: Number of its checkpoints that are averaged, as in `TrainedConfig.average_last`.
-        extend_vocabulary: True if `tokenizer` has new tokens after those of `init_from`; their rows start as the mean of
-            the rows of their old pieces.
+        extend_vocabulary: True if `tokenizer` has new tokens after those of `init_from`; their rows start as the mean
+            of the rows of their old pieces.
         adapter: Low-rank updates that are trained instead of the weights; null: the weights are trained.
         augmentation: Changes to texts of the training split; null: no changes.
         privacy: Differential privacy of the training rows; null: none.
