@@ -1,8 +1,8 @@
 """Adds rows for new tokens to starting weights: embeddings, and biases of the decoder of masked words.
 
 A new row is the mean of the rows of the token's old pieces (Gee et al. 2022, "Fast Vocabulary Transfer", EMNLP
-Industry, section 3). A token without pieces gets the mean of all words (Hewitt 2021, "Initializing New Word Embeddings for
-Pretrained Language Models").
+Industry, section 3). A token without pieces gets the mean of all words (Hewitt 2021, "Initializing New Word
+Embeddings for Pretrained Language Models").
 """
 
 from collections.abc import Mapping, Sequence
