@@ -3,7 +3,8 @@
 Further files hold what no class of transformers supports. `cloze.json` holds the exact config and the task's settings
 for predictions. `modeling_cloze.py` is the class of classifiers that transformers lacks (mean pooling in BERT and
 RoBERTa, no projection). `cloze_heads.safetensors` holds the tensors of other heads without a class (next-sentence
-prediction outside BERT, heads of external tasks). `framework.published.pretrained` reads such a folder without loss.
+prediction outside BERT, heads of external tasks) and patch embeddings, so the class of an encoder of pictures reads
+texts alone. `framework.published.pretrained` reads such a folder without loss.
 """
 
 import json
@@ -39,6 +40,7 @@ from framework.published.files import (
 from framework.published.kinds import EMBEDDING, TRANSLATION, HeadKind, label_names
 from framework.published.own_class import MODEL_TYPE as OWN_MODEL_TYPE
 from framework.published.own_class import MODELING_FILE, class_name, own_class, write_own_class
+from framework.published.pretrained import PATCH_EMBEDDINGS
 from framework.published.rules import part_of, to_theirs
 
 _TIED_NAME = "mlm.decoder.weight"
@@ -84,6 +86,9 @@ def export_huggingface(
     heads = _untied(part_of(state_dict, "head."), encoder["embeddings.word_embeddings.weight"])
     published = _publish(config, encoder, heads, head_kind, task_record, tokenizer)
     without_class = {name: heads[name].contiguous() for name in sorted(heads.keys() - published.head_names)}
+    without_class |= {
+        f"encoder.{name}": tensor.contiguous() for name, tensor in encoder.items() if name.startswith(PATCH_EMBEDDINGS)
+    }
     record: dict[str, Any] = {
         "format": FORMAT,
         "head": head_kind,

@@ -40,6 +40,9 @@ _NOT_NEGATIVE = (
 _POSITIVE_NUMBERS = ("rope_theta_global", "rope_theta_local", "norm_eps")
 _PROBABILITIES = ("hidden_dropout", "embedding_dropout", "attention_dropout")
 
+PATCH_GRID = 64
+"""Most rows and most columns of patches in a picture, by default."""
+
 
 @dataclass(frozen=True)
 class EncoderConfig:
@@ -114,7 +117,7 @@ class EncoderConfig:
     output_initialization: str = "normal"
     pad_token_id: int = 0
     patch_size: int = 0
-    patch_grid: int = 64
+    patch_grid: int = PATCH_GRID
     embedding_size: int | None = None
     relative_bias: str = "none"
     relative_buckets: int = 32

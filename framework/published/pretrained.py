@@ -29,7 +29,7 @@ from framework.published.files import (
 )
 from framework.published.own_class import MODEL_TYPE as OWN_MODEL_TYPE
 from framework.published.own_class import split_own_class
-from framework.published.rules import to_ours
+from framework.published.rules import part_of, to_ours
 
 # Names in the first BERT checkpoints, which were converted from TensorFlow.
 _OLD_NORM_NAMES = {".gamma": ".weight", ".beta": ".bias"}
@@ -38,7 +38,8 @@ _SAME_ARITHMETIC = (
     *("relative_bias", "relative_distance"),
 )
 _PADDED_BY_VOCABULARY = ("encoder.embeddings.word_embeddings.weight", "head.mlm.decoder.bias")
-_PATCH_EMBEDDINGS = "encoder.embeddings.patch_embeddings."
+PATCH_EMBEDDINGS = "embeddings.patch_embeddings."
+"""Prefix of the tensors of an encoder that no class of transformers for texts has."""
 _MAX_PADDING = 127
 _REMEDY = "Use model=from_weights, which builds the encoder of the weights, or choose other weights."
 
@@ -99,11 +100,12 @@ def _load(source: str, folder: Path) -> PretrainedWeights:
     tensors = _canonical(parts.tensors, family)
     published_class = family.import_class(config, str((published.get("architectures") or [""])[0]))
     encoder_rules, head_rules = family.encoder_rules(config), family.import_rules(published_class)
-    encoder = to_ours(encoder_rules, tensors, config.num_heads)
+    extra = {name: each.float() for name, each in read_optional_safetensors(folder / EXTRA_WEIGHTS_FILE).items()}
+    extra_heads = {name: tensor for name, tensor in extra.items() if not name.startswith("encoder.")}
+    encoder = to_ours(encoder_rules, tensors, config.num_heads) | part_of(extra, "encoder.")
     _check_complete(source, config, encoder)
     heads = to_ours(head_rules, tensors, config.num_heads)
     untied = _drop_untied(heads, tensors, family, encoder["embeddings.word_embeddings.weight"])
-    extra_heads = read_optional_safetensors(folder / EXTRA_WEIGHTS_FILE)
     if export_record:
         _check_labels(folder / EXPORT_RECORD_FILE, export_record.get("task") or {}, heads | extra_heads)
     used = {name for rule in [*encoder_rules, *head_rules] for name in rule.theirs} | family.tied | family.ignored
@@ -111,7 +113,7 @@ def _load(source: str, folder: Path) -> PretrainedWeights:
         source=source,
         config=config,
         encoder=encoder,
-        heads=heads | dict(parts.heads) | {name: tensor.float() for name, tensor in extra_heads.items()},
+        heads=heads | dict(parts.heads) | extra_heads,
         head_kind=export_record.get("head") or parts.head_kind or _head_kind(published_class, heads),
         task_record=export_record.get("task")
         or parts.task_record
@@ -272,14 +274,14 @@ def match_parameters(model: nn.Module, weights: PretrainedWeights) -> tuple[dict
         plain_names.add(plain_name)
         if plain_name in available:
             values[name] = _padded(plain_name, available[plain_name], parameter.shape, weights.source)
-        elif plain_name.startswith(("head.", _PATCH_EMBEDDINGS)) or is_update(plain_name):
+        elif plain_name.startswith(("head.", f"encoder.{PATCH_EMBEDDINGS}")) or is_update(plain_name):
             new.append(name)
         else:
             raise CheckpointError(f"{weights.source} has no {plain_name}, which this model requires. {_REMEDY}")
     extra = sorted(
         name
         for name in available.keys() - plain_names
-        if name.startswith("encoder.") and not name.startswith(_PATCH_EMBEDDINGS)
+        if name.startswith("encoder.") and not name.startswith(f"encoder.{PATCH_EMBEDDINGS}")
     )
     if extra:
         raise CheckpointError(f"{weights.source} has {extra[0]}, which this model lacks. {_REMEDY}")

@@ -1,5 +1,6 @@
 """Embedding head: pooled hidden states, without weights."""
 
+import numpy as np
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 
@@ -35,3 +36,21 @@ class EmbeddingHead(nn.Module):
         """
         embeddings = self.pooling(hidden_states, batch).float()
         return {"embeddings": normalize(embeddings, dim=1) if self.normalizes else embeddings}
+
+
+def item_vectors(embeddings: Tensor, batch: PackedBatch, most: int | None = None) -> list[np.ndarray]:
+    """Returns the vectors of each real item on the host.
+
+    Args:
+        embeddings: (sequences, hidden).
+        batch: Micro-batch of the embeddings.
+        most: Number of sequences of an item whose vectors are returned; None: all.
+
+    Returns:
+        (sequences of the item, hidden) fp32 for each item.
+    """
+    members = (batch.sequence_ids[: batch.num_sequences] % batch.group_size).cpu().numpy()
+    is_kept = members < (batch.group_size if most is None else most)
+    vectors = embeddings[: batch.num_sequences].float().cpu().numpy()[is_kept]
+    # Skip the split point of the first item, which would yield an empty first part.
+    return np.split(vectors, np.flatnonzero(members[is_kept] == 0)[1:]) if len(vectors) else []

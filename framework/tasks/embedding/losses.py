@@ -16,7 +16,7 @@ ANCHOR, POSITIVE = 0, 1
 NO_QUERY = -1
 
 
-def info_nce(rows: Rows, temperature: float) -> Tensor:
+def info_nce(rows: Rows, temperature: float | Tensor) -> Tensor:
     """InfoNCE: each anchor must score its positive above all positives and hard negatives of the step, and vice versa.
 
     -log(exp(cos(a, p) / t) / sum over c of exp(cos(a, c) / t)): van den Oord et al. 2018 (arXiv:1807.03748, equation
@@ -26,7 +26,7 @@ def info_nce(rows: Rows, temperature: float) -> Tensor:
 
     Args:
         rows: Rows with as many positives as anchors, in the same order.
-        temperature: Temperature t.
+        temperature: Temperature t; a tensor of one element if it is learned.
 
     Returns:
         (2,): the sum over anchors, and the sum over positives, each of which is compared with all anchors.

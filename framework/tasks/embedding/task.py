@@ -20,7 +20,7 @@ from framework.models.encoder import TransformerEncoder
 from framework.tasks.embedding.data import TextGroup, TextPairData
 from framework.tasks.embedding.examine import examine_pairs, examine_search
 from framework.tasks.embedding.features import DrawnPairs, labelled_source, match_source, scored_source, text_source
-from framework.tasks.embedding.head import EmbeddingHead
+from framework.tasks.embedding.head import EmbeddingHead, item_vectors
 from framework.tasks.embedding.losses import POSITIVE, cosent, info_nce, mean_over_sizes
 from framework.tasks.embedding.scores import pair_cosines, pair_scores, search_scores
 from framework.tasks.examination import Examination, ItemResults
@@ -169,11 +169,7 @@ class EmbeddingTask(StepLevelTask):
 
     def decode(self, outputs: Mapping[str, Tensor], batch: PackedBatch) -> list[np.ndarray]:
         """Returns (1 or 2, hidden) fp32 vectors per item: of the text and, if present, of its second text."""
-        members = (batch.sequence_ids[: batch.num_sequences] % batch.group_size).cpu().numpy()
-        is_kept = members <= POSITIVE
-        vectors = outputs["embeddings"][: batch.num_sequences].float().cpu().numpy()[is_kept]
-        # Skip the split point of the first item, which would yield an empty first part.
-        return np.split(vectors, np.flatnonzero(members[is_kept] == 0)[1:]) if len(vectors) else []
+        return item_vectors(outputs["embeddings"], batch, most=POSITIVE + 1)
 
     def assemble(self, source: FlatSource | DrawnPairs, decoded: Sequence[np.ndarray]) -> list[dict[str, Any]]:
         """Returns the `embedding` of each row as a list of numbers; for a pair the `cosine` of its two embeddings."""
