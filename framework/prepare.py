@@ -37,6 +37,7 @@ def prepare(composed: DictConfig) -> Path:
         corpus.on_bad_row,
         settings.stream,
         settings.overwrite,
+        corpus.canary_settings,
     )
     if settings.check:
         print_check(describe_preparation(spec))

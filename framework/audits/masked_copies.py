@@ -1,7 +1,8 @@
-"""Pseudo-log-likelihood of pairs of sentences: every shared token is masked once, and all copies are packed.
+"""Pseudo-log-likelihood of sentences: each chosen token is masked once, and all copies are packed.
 
-The score of a sentence is the sum of the log-probabilities of the tokens that both sentences of a pair share, each
-predicted from the sentence in which only this token is masked (Nangia et al. 2020, arXiv:2010.00133, equation 1).
+The score of a sentence is the sum of the log-probabilities of its chosen tokens, each predicted from the sentence in
+which only this token is masked (Salazar et al. 2020, arXiv:1910.14659). In a pair of sentences, the tokens are those
+that both share (Nangia et al. 2020, arXiv:2010.00133, equation 1).
 """
 
 import hashlib
@@ -16,11 +17,20 @@ from framework.batch import PackedBatch
 from framework.data.flat_source import HeldItems
 from framework.data.planning.collate import Shape, Target, pack_sequences
 from framework.data.planning.plan import StepSequences
+from framework.data.tokenization.tokenizer import Tokenizer
 from framework.distributed.processes.agreement import check_agreement, gather
 from framework.modules.inference import Inference
 
 POSITIONS, LABELS = "mlm_positions", "mlm_labels"
 """Targets of the masked-word head."""
+
+
+def encoded_sentences(texts: Sequence[str], tokenizer: Tokenizer) -> list[np.ndarray]:
+    """Returns (tokens,) int64 ids of each text, with special tokens."""
+    # The first word of a text has a space before it, as in training.
+    given = [f" {text.strip()}" for text in texts] if tokenizer.space_marked else list(texts)
+    ends = np.array([tokenizer.cls_id]), np.array([tokenizer.sep_id])
+    return [np.concatenate([ends[0], ids, ends[1]]).astype(np.int64) for ids in tokenizer.encode_batch(given)]
 
 
 def shared_positions(first: np.ndarray, second: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -96,7 +106,7 @@ def pseudo_log_likelihoods(inference: Inference, source: MaskedCopies, num_sente
     Raises:
         DistributedError: Processes read different sentences.
     """
-    check_agreement({"the fingerprint of the pairs": source.fingerprint})
+    check_agreement({"the fingerprint of the sentences": source.fingerprint})
     own: dict[int, float] = {}
     for batch in inference.micro_batches(source):
         with torch.inference_mode(), inference.precision.autocast(inference.device.type):

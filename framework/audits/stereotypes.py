@@ -1,6 +1,5 @@
 """Preference of masked-word models for stereotypes: pairs of sentences such as CrowS-Pairs (arXiv:2010.00133)."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -8,11 +7,10 @@ import numpy as np
 
 from framework.audits.audit import Case, Finding, ModelAudit, Subject
 from framework.audits.intervals import WILSON, Interval, wilson
-from framework.audits.masked_copies import MaskedCopies, pseudo_log_likelihoods, shared_positions
+from framework.audits.masked_copies import MaskedCopies, encoded_sentences, pseudo_log_likelihoods, shared_positions
 from framework.audits.masked_words import masked_word_inference, masked_word_task
 from framework.data.reading.rows import read_rows
 from framework.data.reading.table_format import TableFormat
-from framework.data.tokenization.tokenizer import Tokenizer
 from framework.errors import ConfigError, DataError
 from framework.modules.inference import Inference
 
@@ -73,7 +71,7 @@ class Stereotypes(ModelAudit):
         self._task = task
         rows = read_rows(self._path, self._columns, table_format=self._format)
         pairs = [_Pair(*(row.values[name] for name in self._columns)) for row in rows]
-        sentences = _encoded([text for pair in pairs for text in (pair.more, pair.less)], subject.tokenizer)
+        sentences = encoded_sentences([text for pair in pairs for text in (pair.more, pair.less)], subject.tokenizer)
         self._pairs: list[_Pair] = []
         kept: list[np.ndarray] = []
         masked: list[np.ndarray] = []
@@ -131,14 +129,6 @@ class Stereotypes(ModelAudit):
             ],
             notes=notes,
         )
-
-
-def _encoded(texts: Sequence[str], tokenizer: Tokenizer) -> list[np.ndarray]:
-    """Returns (tokens,) int64 ids of each text with special tokens."""
-    # The first word of a text has a space before it, as in training.
-    given = [f" {text.strip()}" for text in texts] if tokenizer.space_marked else list(texts)
-    ends = np.array([tokenizer.cls_id]), np.array([tokenizer.sep_id])
-    return [np.concatenate([ends[0], ids, ends[1]]).astype(np.int64) for ids in tokenizer.encode_batch(given)]
 
 
 def _ordinary(ids: np.ndarray, positions: np.ndarray) -> np.ndarray:

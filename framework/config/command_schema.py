@@ -10,6 +10,7 @@ from typing import Any, Literal
 from framework.checkpoint.layout import Weights
 from framework.config.nodes import Component
 from framework.config.shared_schema import PrecisionConfig, check_average_last
+from framework.data.preparation.canaries import CanarySettings
 from framework.data.preparation.corpus import Cleaning
 from framework.data.reading.table_format import TableFormat
 from framework.errors import ConfigError, check_at_least
@@ -26,10 +27,31 @@ class CorpusConfig(Cleaning):
     Attributes:
         sources: Sources of texts by name, read in this order.
         on_bad_row: Handling of a row that cannot be read: "error" stops, "skip" counts and reports it.
+        canaries: Number of canaries (`CanarySettings`); 0: none.
+        canary_repeats: Numbers of their copies, which they take in turn.
+        canary_seed: Seed of their words.
     """
 
     sources: dict[str, Component]
     on_bad_row: Literal["error", "skip"] = "error"
+    canaries: int = 0
+    canary_repeats: tuple[int, ...] = (1, 4, 16)
+    canary_seed: int = 0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _ = self.canary_settings
+
+    @property
+    def canary_settings(self) -> CanarySettings | None:
+        """Returns the settings of the canaries; None: none.
+
+        Raises:
+            ConfigError: They cannot be used.
+        """
+        if self.canaries == 0:
+            return None
+        return CanarySettings(self.canaries, tuple(self.canary_repeats), self.canary_seed)
 
 
 @dataclass(frozen=True)

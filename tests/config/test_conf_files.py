@@ -99,7 +99,7 @@ def test_the_number_of_files_is_known():
     by_group = {group.name: len(list(group.rglob("*.yaml"))) for group in CONF.iterdir() if group.is_dir()}
     assert by_group == {
         "adapter": 2,
-        "audit": 9,
+        "audit": 10,
         "augmentation": 9,
         "corpus": 6,
         "data": 15,

@@ -15,6 +15,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from framework.data.preparation.canaries import CANARIES, CanarySettings, as_record, canary_words, draw_canaries
 from framework.data.preparation.card_files import stored_boundaries, write_card
 from framework.data.preparation.card_packing import packing_efficiency
 from framework.data.preparation.cleaning import screen
@@ -24,7 +25,7 @@ from framework.data.preparation.folder import PartialFolder, exclusive_access, f
 from framework.data.preparation.personal_data import ClearedCounting, PersonalDataStep
 from framework.data.preparation.pool import work_in_order
 from framework.data.preparation.settings import check_streamable, store_settings
-from framework.data.preparation.store_counts import personal_data_content, source_counts, total_counts
+from framework.data.preparation.store_counts import canary_content, personal_data_content, source_counts, total_counts
 from framework.data.preparation.tokens import write_tokens
 from framework.data.reading.sources import Source
 from framework.data.store.row_groups import save_row_groups
@@ -47,6 +48,7 @@ class StoreSpec:
         on_bad_row: Handling of bad rows, as in `framework.data.reading.files.Reading`.
         streamed: True to store no ids: training reads the texts again from the sources.
         overwrite: True to replace a store that was made from other files or settings.
+        canaries: Random documents to add; None: none.
     """
 
     sources: Mapping[str, Source]
@@ -56,18 +58,22 @@ class StoreSpec:
     on_bad_row: Literal["error", "skip"] = "error"
     streamed: bool = False
     overwrite: bool = False
+    canaries: CanarySettings | None = None
 
     def open_corpus(self, progress: Progress | None = None) -> Corpus:
         """Checks the sources and returns their documents.
 
         Raises:
-            ConfigError: The store is streamed, but a source has no random access, or personal data is to be masked.
+            ConfigError: The store is streamed, but a source has no random access, personal data is to be masked, or
+                canaries are to be added; or a source has the name of the canaries.
             DataError: There are no sources, or the files of a source do not exist.
         """
         if not self.sources:
             raise DataError("there are no sources. A store needs at least one. Add one to the corpus.")
         if self.streamed:
             check_streamable(self.sources, self.cleaning)
+        if self.canaries is not None:
+            self.canaries.check(self.sources, self.streamed)
         return Corpus(self.sources, self.cleaning, self.on_bad_row, self.streamed, progress)
 
 
@@ -82,7 +88,7 @@ class Prepared:
             sentences, tokens, unknown_tokens and vocab_size. If evaluation texts are excluded, also evaluation_texts,
             and evaluation_texts_too_short for those too short to be searched for. If personal data is handled, also
             personal_data_finds and personal_data_documents (documents with finds), and with "drop" personal_data
-            (documents dropped).
+            (documents dropped). If canaries are added, also canary_documents.
         skipped: Messages about the first bad rows that were skipped.
         fingerprint: Fingerprint of the store.
     """
@@ -114,7 +120,7 @@ def prepare_store(spec: StoreSpec, num_workers: int | None = 1, progress: Progre
             cannot be written or is being written by another process, or a worker was killed.
     """
     folder = Path(spec.folder)
-    work = Preparation.of(spec.open_corpus(progress), spec.vocabulary, num_workers)
+    work = Preparation.of(spec.open_corpus(progress), spec.vocabulary, num_workers, spec.canaries)
     unfinished = PartialFolder(folder)
     meta = find_store(folder, work.settings, spec.overwrite)
     if meta is not None and not unfinished.has(work.settings):
@@ -142,7 +148,7 @@ def describe_preparation(spec: StoreSpec) -> list[tuple[str, str]]:
     """
     folder = Path(spec.folder)
     corpus = spec.open_corpus()
-    work = Preparation.of(corpus, spec.vocabulary, None)
+    work = Preparation.of(corpus, spec.vocabulary, None, spec.canaries)
     if find_store(folder, work.settings, spec.overwrite) is not None:
         state = "exists already, from the same texts and settings"
     elif PartialFolder(folder).has(work.settings):
@@ -198,6 +204,7 @@ class Preparation:
         vocabulary: Given tokenizer, or training settings of a tokenizer.
         exclusion: Index of evaluation texts; None: no texts are excluded.
         personal_data: Step that handles personal data; None: none.
+        canaries: Random documents to add; None: none.
         num_workers: Number of processes as in `work_in_order`.
         settings: Settings that determine the store, as JSON values.
     """
@@ -206,24 +213,31 @@ class Preparation:
     vocabulary: GivenTokenizer | VocabularyTraining
     exclusion: ExclusionIndex | None
     personal_data: PersonalDataStep | None
+    canaries: CanarySettings | None
     num_workers: int | None
     settings: dict[str, Any]
 
     @classmethod
     def of(
-        cls, corpus: Corpus, vocabulary: GivenTokenizer | VocabularyTraining, num_workers: int | None
+        cls,
+        corpus: Corpus,
+        vocabulary: GivenTokenizer | VocabularyTraining,
+        num_workers: int | None,
+        canaries: CanarySettings | None = None,
     ) -> "Preparation":
         """Reads the evaluation files, and reads all sources once for the hashes of their content."""
         cleaning = corpus.cleaning
         personal_data = None
+        given = vocabulary.load() if isinstance(vocabulary, GivenTokenizer) else None
+        if canaries is not None and given is not None:
+            canary_words(given)
         if cleaning.personal_data is not None:
-            given = vocabulary.load() if isinstance(vocabulary, GivenTokenizer) else None
             personal_data = PersonalDataStep.of(cleaning.personal_data, cleaning.detection(), given)
         exclusion = (
             ExclusionIndex.from_files(cleaning.exclude, cleaning.exclude_ngram_bytes) if cleaning.exclude else None
         )
-        settings = store_settings(corpus, vocabulary, exclusion, personal_data)
-        return cls(corpus, vocabulary, exclusion, personal_data, num_workers, settings)
+        settings = store_settings(corpus, vocabulary, exclusion, personal_data, canaries)
+        return cls(corpus, vocabulary, exclusion, personal_data, canaries, num_workers, settings)
 
     def tokenizer(self, fates: np.ndarray | None, folder: Path) -> Tokenizer:
         """Returns the given tokenizer, or a trained one; a tokenizer that an earlier start trained is loaded."""
@@ -244,9 +258,10 @@ class Preparation:
     def write(self, fates: np.ndarray | None, tokenizer: Tokenizer, unfinished: PartialFolder) -> None:
         """Writes the store and its card; the file COMPLETE is written last."""
         corpus, folder = self.corpus, unfinished.store
+        canaries = draw_canaries(self.canaries, tokenizer) if self.canaries is not None else []
         writer = StoreWriter(folder, tokenizer.vocab_size, corpus.streamed)
         try:
-            totals = write_tokens(corpus, fates, tokenizer, writer, self.num_workers, self.personal_data)
+            totals = write_tokens(corpus, fates, tokenizer, writer, self.num_workers, self.personal_data, canaries)
             sources = source_counts(corpus, totals)
             counts = total_counts(corpus, totals, sources, tokenizer.vocab_size)
             if self.exclusion is not None:
@@ -254,6 +269,7 @@ class Preparation:
                 counts["evaluation_texts_too_short"] = self.exclusion.num_too_short
             efficiency = packing_efficiency(stored_boundaries(folder))
             content = totals.card.content(counts, sources, efficiency) | personal_data_content(corpus, totals)
+            content |= canary_content(self.canaries, totals)
             write_card(content, folder, unfinished.folder.name)
             meta = {
                 "counts": counts,
@@ -262,6 +278,8 @@ class Preparation:
                 "settings": self.settings,
                 "streamed": corpus.streamed,
             }
+            if canaries:
+                meta[CANARIES] = as_record(canaries)
             if corpus.streamed:
                 save_row_groups(folder, corpus.sources.values(), corpus.cleaning.strip_html, corpus.on_bad_row)
             writer.finish(meta, tokenizer)

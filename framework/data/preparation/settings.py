@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
+from framework.data.preparation.canaries import CANARIES, CanarySettings
 from framework.data.preparation.corpus import Cleaning, Corpus
 from framework.data.preparation.exclusion import ExclusionIndex
 from framework.data.preparation.personal_data import PersonalDataStep
@@ -23,6 +24,7 @@ def store_settings(
     vocabulary: GivenTokenizer | VocabularyTraining,
     exclusion: ExclusionIndex | None,
     personal_data: PersonalDataStep | None = None,
+    canaries: CanarySettings | None = None,
 ) -> dict[str, Any]:
     """Returns the settings of a store: kinds, options, and hashes of the content of files, but not their paths.
 
@@ -31,6 +33,7 @@ def store_settings(
         vocabulary: Given tokenizer, or training settings of a tokenizer.
         exclusion: Index of evaluation texts; None: no texts are excluded.
         personal_data: Step that handles personal data; None: none.
+        canaries: Canaries of the store; None: none.
 
     Raises:
         DataError: A source or the tokenizer cannot be read.
@@ -54,6 +57,8 @@ def store_settings(
     }
     if personal_data is not None:  # without it, older stores remain valid
         settings["personal_data"] = personal_data.identity()
+    if canaries is not None:
+        settings[CANARIES] = canaries.identity()
     values: dict[str, Any] = json.loads(json.dumps(settings, default=_as_builtin))
     return values
 

@@ -4,7 +4,8 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from framework.data.preparation.corpus import Corpus
+from framework.data.preparation.canaries import CANARIES, CanarySettings
+from framework.data.preparation.corpus import Corpus, Tally
 from framework.data.preparation.personal_data import DOCUMENTS
 from framework.data.preparation.tokens import Totals
 from framework.errors import DataError
@@ -15,7 +16,8 @@ _FATES = ("documents", "duplicates", "near_duplicates", "excluded", "empty")
 def source_counts(corpus: Corpus, totals: Totals) -> list[dict[str, Any]]:
     """Returns the name of each source and the counts of its documents by fate.
 
-    If personal data is handled, `personal_data` holds the number of finds by kind, and of documents with finds.
+    If personal data is handled, `personal_data` holds the number of finds by kind, and of documents with finds. The
+    documents of canaries are the last source.
     """
     sources = []
     for index, (name, tally) in enumerate(zip(corpus.sources, corpus.tallies, strict=True)):
@@ -28,6 +30,9 @@ def source_counts(corpus: Corpus, totals: Totals) -> list[dict[str, Any]]:
                 dropped += totals.personal_data[index].get(DOCUMENTS, 0)
         # A document without tokens also counts as empty.
         sources.append({**source, "empty": tally.read - documents - dropped})
+    if totals.canary_documents:
+        number = totals.canary_documents
+        sources.append({"name": CANARIES, "documents": number, **vars(Tally(number)), "empty": 0})
     return sources
 
 
@@ -46,7 +51,7 @@ def total_counts(
         DataError: No documents remain.
     """
     summed = {name: sum(source[name] for source in sources) for name in _FATES}
-    if summed["documents"] == 0:
+    if sum(totals.documents) == 0:
         num_read = sum(source["read"] for source in sources)
         raise DataError(
             f"no documents remain after cleaning ({num_read:,} read). A store needs at least one. Check the sources "
@@ -68,7 +73,16 @@ def total_counts(
         counts["personal_data_documents"] = found[DOCUMENTS]
         if corpus.cleaning.personal_data == "drop":
             counts["personal_data"] = found[DOCUMENTS]
+    if totals.canary_documents:
+        counts["canary_documents"] = totals.canary_documents
     return counts
+
+
+def canary_content(settings: CanarySettings | None, totals: Totals) -> dict[str, Any]:
+    """Returns the entry `canaries` of a data card: their settings and number of documents; empty without canaries."""
+    if settings is None:
+        return {}
+    return {CANARIES: {**settings.identity(), "documents": totals.canary_documents}}
 
 
 def personal_data_content(corpus: Corpus, totals: Totals) -> dict[str, Any]:

@@ -2,19 +2,21 @@
 
 import itertools
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
 import numpy as np
 
+from framework.data.preparation.canaries import Canary, in_documents
 from framework.data.preparation.card import CardBuilder
 from framework.data.preparation.corpus import Batch, Corpus
 from framework.data.preparation.personal_data import Cleared, ClearedEncoding, PersonalDataStep
 from framework.data.preparation.pool import work_in_order
+from framework.data.reading.documents import text_hash
 from framework.data.store.writer import StoreWriter
-from framework.data.tokenization.document_encoder import EncodedDocuments
+from framework.data.tokenization.document_encoder import DocumentEncoder, EncodedDocuments
 from framework.data.tokenization.tokenizer import Tokenizer
 
 COMMIT_CHARACTERS = 64_000_000
@@ -33,6 +35,7 @@ class Totals:
         tokens: Number of tokens.
         unknown_tokens: Number of unknown tokens.
         personal_data: For each source, the counts of `Cleared`; empty without such a step.
+        canary_documents: Number of documents of canaries.
     """
 
     documents: list[int]
@@ -42,18 +45,27 @@ class Totals:
     tokens: int = 0
     unknown_tokens: int = 0
     personal_data: list[dict[str, int]] = field(default_factory=list)
+    canary_documents: int = 0
 
     def add(self, batch: Batch, encoded: EncodedDocuments, cleared: Cleared | None) -> None:
         """Adds the counts of a written batch."""
         self.batches = batch.number + 1
         self.documents[batch.source] += len(encoded.document_sentences)
+        self._add(encoded)
+        if cleared is not None:
+            counts = Counter(self.personal_data[batch.source]) + cleared.counts
+            self.personal_data[batch.source] = dict(sorted(counts.items()))
+
+    def add_canaries(self, encoded: EncodedDocuments) -> None:
+        """Adds the counts of the canaries."""
+        self.canary_documents += len(encoded.document_sentences)
+        self._add(encoded)
+
+    def _add(self, encoded: EncodedDocuments) -> None:
         self.sentences += len(encoded.sentence_lengths)
         self.tokens += len(encoded.input_ids)
         self.unknown_tokens += encoded.num_unknown
         self.card.add(encoded.input_ids, encoded.sentence_lengths, encoded.document_sentences)
-        if cleared is not None:
-            counts = Counter(self.personal_data[batch.source]) + cleared.counts
-            self.personal_data[batch.source] = dict(sorted(counts.items()))
 
     def state(self) -> dict[str, Any]:
         """Returns all counts as JSON values."""
@@ -72,6 +84,7 @@ def write_tokens(
     writer: StoreWriter,
     num_workers: int | None,
     personal_data: PersonalDataStep | None = None,
+    canaries: Sequence[Canary] = (),
 ) -> Totals:
     """Encodes and writes the documents after those that the store already holds, and commits them.
 
@@ -82,6 +95,7 @@ def write_tokens(
         writer: Writer of the store; its state is that of a `Totals`, or None at the first start.
         num_workers: Number of processes as in `work_in_order`.
         personal_data: Step that handles personal data before texts are encoded; None: none.
+        canaries: Canaries, whose documents follow those of the corpus.
 
     Returns:
         Counts of all documents of the store.
@@ -108,8 +122,18 @@ def write_tokens(
         if characters >= COMMIT_CHARACTERS:
             writer.commit(totals.state())
             characters = 0
+    if canaries and not totals.canary_documents:
+        _write_canaries(canaries, tokenizer, writer, totals)
     writer.commit(totals.state())
     return totals
+
+
+def _write_canaries(canaries: Sequence[Canary], tokenizer: Tokenizer, writer: StoreWriter, totals: Totals) -> None:
+    texts = list(in_documents(canaries))
+    encoded = DocumentEncoder(tokenizer.folder)(texts)
+    hashes = np.array([text_hash(text) for text in texts], dtype=np.uint64)
+    writer.add(encoded.input_ids, encoded.sentence_lengths, encoded.document_sentences, hashes)
+    totals.add_canaries(encoded)
 
 
 def _record_batch(batch: Batch) -> int:
