@@ -97,6 +97,8 @@ class Canary:
 def canary_words(tokenizer: Tokenizer) -> list[str]:
     """Returns the words that canaries consist of: words of letters that the tokenizer encodes as one token.
 
+    Single ASCII letters are left out. A Chinese character is a word.
+
     Raises:
         ConfigError: The vocabulary has too few of them.
     """
@@ -105,7 +107,9 @@ def canary_words(tokenizer: Tokenizer) -> list[str]:
     words = [text.strip() for text in tokenizer.decode_batch([[each] for each in ids])]
     encoded = tokenizer.encode_batch([prefix + word for word in words])
     chosen = [
-        word for word, own, found in zip(words, ids, encoded, strict=True) if word.isalpha() and found.tolist() == [own]
+        word
+        for word, own, found in zip(words, ids, encoded, strict=True)
+        if word.isalpha() and (len(word) > 1 or not word.isascii()) and found.tolist() == [own]
     ]
     if len(chosen) < _LEAST_WORDS:
         raise ConfigError(
