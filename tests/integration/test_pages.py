@@ -56,6 +56,7 @@ ELSEWHERE = {
     r"python -m framework\.train -m .*hydra/launcher=slurm.*": "tests/sweeps/test_slurm_launcher.py",
     r"python -m framework\.audit .*audit\.attack\..*": "tests/integration/test_audit_command.py",
     r"python -m framework\.audit .*audit=membership.*": "tests/integration/test_membership_audit.py",
+    r"python -m framework\.(prepare|train|audit) .*canaries.*": "tests/integration/test_canary_audit.py",
     r"python -m framework\.audit .*sentiment\.jsonl\.gz.*": "tests/audits/test_suite.py",
     r"python -m tests\.benchmarks\..*": "tests/benchmarks",
     r"python -m tests\.support\.faults.*": "tests/integration/test_faults.py",
