@@ -119,7 +119,7 @@ def test_the_number_of_files_is_known():
         "vocabulary": 4,
     }
     assert len(ALL_FILES) == sum(by_group.values()) + 11
-    assert (len(FILES), len(BASES), len(WORD_LISTS)) == (120, 12, 4)
+    assert (len(FILES), len(BASES), len(WORD_LISTS)) == (121, 12, 4)
 
 
 @pytest.mark.parametrize("base", BASES, ids=name_of)
