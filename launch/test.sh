@@ -19,6 +19,7 @@ step .venv/bin/ruff format --check framework tests launch
 step .venv/bin/ruff check framework tests launch
 step .venv/bin/mypy
 step .venv/bin/shellcheck -x launch/*.sh launch/lib/*.sh docker/*.sh slurm/*.sh slurm/*.sbatch framework/sweeps/slurm_job.sh .ci/run
-# Two workers; the tests of a file stay in one of them, so that what a file builds once is built once.
-step .venv/bin/python -m pytest -n 2 --dist loadfile "$@"
+# The tests of a file stay in one worker, so that what a file builds once is built once. The order is that of
+# tests/conftest.py. Three workers keep two cores busy, because many tests wait: for SLURM, timeouts, servers.
+step .venv/bin/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder "$@"
 echo "test: all passed"

@@ -1,5 +1,7 @@
 """Adapts Hydra 1.3: hides bases, composes sweeps over config groups, shows comments in help, saves no multirun.yaml.
 
+It also composes the config of a job once; Hydra composes it twice, the first time only for `hydra.mode`.
+
 A base is a config file whose name begins with an underscore. Other config files include it; users do not choose it.
 """
 
@@ -17,11 +19,15 @@ from hydra.core.config_search_path import ConfigSearchPath
 from hydra.core.default_element import ResultDefault
 from hydra.core.object_type import ObjectType
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
+from hydra.errors import HydraException
 from hydra.types import RunMode, TaskFunction
 from omegaconf import DictConfig, OmegaConf
 from typing_extensions import override
 
 BASE_PREFIX = "_"
+_JOB_LINE = "hydra.mode=RUN"
+"""Override that Hydra appends if neither the command line nor a config file sets `hydra.mode`."""
 
 
 class OfferedConfigs(ConfigRepository):
@@ -43,6 +49,7 @@ class GroupSweepLoader(ConfigLoaderImpl):
     def __init__(self, config_search_path: ConfigSearchPath) -> None:
         super().__init__(config_search_path)
         self.repository = OfferedConfigs(config_search_path)
+        self._composed: tuple[str | None, list[str], DictConfig] | None = None
 
     @override
     def load_configuration(
@@ -53,6 +60,22 @@ class GroupSweepLoader(ConfigLoaderImpl):
         from_shell: bool = True,
         validate_sweep_overrides: bool = True,
     ) -> DictConfig:
+        if run_mode == RunMode.MULTIRUN and not validate_sweep_overrides:
+            # Hydra reads only `hydra.mode`. Without a sweep, the job will have the same config.
+            try:
+                composed = super().load_configuration(config_name, overrides, RunMode.RUN, from_shell)
+            except HydraException:
+                if not any(each.is_sweep_override() for each in self._parse(overrides)):
+                    raise
+            else:
+                self._composed = (config_name, [*overrides, _JOB_LINE], composed)
+                return composed
+        if self._composed is not None and self._composed[:2] == (config_name, overrides):
+            composed = self._composed[2]
+            composed.hydra.mode = run_mode
+            composed.hydra.overrides.hydra.append(_JOB_LINE)
+            self._composed = None
+            return composed
         lines = self._first_choices(overrides) if run_mode == RunMode.MULTIRUN else overrides
         composed = super().load_configuration(config_name, lines, run_mode, from_shell, validate_sweep_overrides)
         if lines != overrides:
@@ -61,13 +84,15 @@ class GroupSweepLoader(ConfigLoaderImpl):
         return composed
 
     def _first_choices(self, overrides: list[str]) -> list[str]:
-        parsed = OverridesParser.create(config_loader=self).parse_overrides(overrides)
         return [
             f"{each.get_key_element()}={next(iter(each.sweep_string_iterator()))}"
             if each.is_discrete_sweep() and self.repository.group_exists(each.key_or_group)
             else line
-            for each, line in zip(parsed, overrides, strict=True)
+            for each, line in zip(self._parse(overrides), overrides, strict=True)
         ]
+
+    def _parse(self, overrides: list[str]) -> list[Override]:
+        return OverridesParser.create(config_loader=self).parse_overrides(overrides)
 
 
 class CommentedHelp(internal.Hydra):

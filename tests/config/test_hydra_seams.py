@@ -1,13 +1,19 @@
-"""`--help` shows the config files with their comments, and a reader that closes its end early is no error."""
+"""`--help` shows the config files with their comments, and the config of a job is composed once."""
 
 import os
 import sys
 from pathlib import Path
 
+import hydra
 import pytest
+from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra.core.global_hydra import GlobalHydra
+from hydra.errors import HydraException
+from hydra.types import RunMode
 
 from framework.config.command import start
+from framework.config.hydra_seams import GroupSweepLoader
+from framework.config.resolvers import register_resolvers
 
 CONF = Path(__file__).resolve().parents[2] / "conf"
 
@@ -81,3 +87,33 @@ def test_a_reader_that_closes_early_is_no_error(arguments, monkeypatch, capfd):
         monkeypatch.setattr(sys, "stdout", stream)
         assert leave_with(monkeypatch, *arguments) == 0
     assert capfd.readouterr().err == ""
+
+
+def test_a_job_is_composed_once_and_as_hydra_composes_it(monkeypatch):
+    register_resolvers()
+    composed = []
+    compose = ConfigLoaderImpl._load_configuration_impl
+    monkeypatch.setattr(
+        ConfigLoaderImpl,
+        "_load_configuration_impl",
+        lambda self, **given: composed.append(given["run_mode"]) or compose(self, **given),
+    )
+    line = ["experiment=pretrain_demo", "seed=7"]
+    job = [*line, "hydra.mode=RUN"]
+    with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
+        search_path = GlobalHydra.instance().config_loader().config_search_path
+        expected = ConfigLoaderImpl(search_path).load_configuration("train", job, RunMode.RUN)
+        loader = GroupSweepLoader(search_path)
+        # Hydra's calls for a command line: the mode, then the job.
+        asked = loader.load_configuration("train", line, RunMode.MULTIRUN, validate_sweep_overrides=False)
+        assert asked.hydra.mode is None
+        assert loader.load_configuration("train", job, RunMode.RUN) == expected
+        assert composed == [RunMode.RUN] * 2
+        # Another line is composed anew, and a sweep as one.
+        other = loader.load_configuration("train", [job[0], "seed=8", job[2]], RunMode.RUN)
+        assert (other.seed, expected.seed) == (8, 7)
+        swept = [line[0], "seed=1,2"]
+        asked = loader.load_configuration("train", swept, RunMode.MULTIRUN, validate_sweep_overrides=False)
+        assert asked.hydra.overrides.task == swept and composed[-1] == RunMode.MULTIRUN
+        with pytest.raises(HydraException, match="add --multirun"):
+            loader.load_configuration("train", [*swept, job[2]], RunMode.RUN)

@@ -174,7 +174,7 @@ def test_prepare_tells_its_passes_its_counts_and_its_card(here, call):
     assert (again.code, again.err) == (0, "") and "made was there already, from the same texts" in again.out
 
 
-def test_a_run_from_training_to_prediction(here, call):
+def test_a_run_from_training_to_prediction(here, call, rendered):
     """Trains, evaluates, exports and predicts, then checks that commands with mistakes do not harm the run."""
     trained = call("train", *FINETUNE)
     assert trained.code == 0, trained.err

@@ -40,7 +40,7 @@ def train(folder: Path, monkeypatch, run_id: str, *overrides: str) -> Path:
     return folder / "runs" / run_id
 
 
-def test_the_word_that_decides_leads_its_class_and_is_coloured(folder, monkeypatch):
+def test_the_word_that_decides_leads_its_class_and_is_coloured(folder, monkeypatch, rendered):
     run = train(folder, monkeypatch, "shown")
     analysis = explained(run)
     found = analysis["explanations"]

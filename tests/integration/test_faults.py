@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.commands.torchrun import WAIT_SECONDS, finish, start, start_process, training
+from tests.support.commands.torchrun import WAIT_SECONDS, start_process, train_whole, training
 from tests.support.training.tiny_run import STEPS
 
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"]
@@ -77,7 +77,7 @@ def test_an_error_on_one_rank_ends_all_and_comes_first(corpus: Path) -> None:
 
 
 def test_a_killed_rank_is_named_and_the_run_goes_on_bit_for_bit(corpus: Path) -> None:
-    finish(start(corpus, "whole", 2, "ddp"))
+    train_whole(corpus, "whole", 2, "ddp")
     run = faulty(corpus, "kill", 1, 8, [*TORCHRUN, "--standalone", "--max-restarts", "1"], "ddp")
     output = run.communicate(timeout=WAIT_SECONDS)[0].decode()
     assert run.returncode == 0, output

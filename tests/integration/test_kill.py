@@ -1,4 +1,7 @@
-"""Tests that a run under torchrun, killed with SIGKILL at a random step and resumed, has bitwise equal rows."""
+"""Tests that a run under torchrun, killed with SIGKILL at a random step and resumed, has bitwise equal rows.
+
+tests/integration/test_faults.py and test_preemption.py resume under torchrun.
+"""
 
 import json
 import random
@@ -8,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from framework.tracking.run_status import RunStatus, read_status
-from tests.support.commands.torchrun import finish, kill, start, wait_for_rows
+from tests.support.commands.torchrun import kill, start, train_whole, wait_for_rows
 from tests.support.training.tiny_run import STEPS
 
 
@@ -27,7 +30,7 @@ def wait_until_lost(folder: Path) -> RunStatus:
 @pytest.mark.parametrize(("num_ranks", "strategy"), [(2, "fsdp2"), (4, "ddp")])
 def test_killed_run_goes_on_bit_for_bit(corpus: Path, num_ranks: int, strategy: str) -> None:
     undisturbed, killed = f"whole{num_ranks}", f"killed{num_ranks}"
-    finish(start(corpus, undisturbed, num_ranks, strategy))
+    train_whole(corpus, undisturbed, num_ranks, strategy)
 
     run = start(corpus, killed, num_ranks, strategy)
     moment = random.SystemRandom().randint(4, STEPS - 2)
@@ -42,7 +45,7 @@ def test_killed_run_goes_on_bit_for_bit(corpus: Path, num_ranks: int, strategy: 
     assert all(f" rank {rank} step " in line for rank, line in seen.last_lines.items())
     cut = (corpus.parent / killed / "metrics.jsonl").read_bytes()
     assert len(cut.splitlines()) < STEPS
-    finish(start(corpus, killed, num_ranks, strategy))
+    train_whole(corpus, killed, num_ranks, strategy)
 
     expected = (corpus.parent / undisturbed / "metrics.jsonl").read_bytes()
     assert (corpus.parent / killed / "metrics.jsonl").read_bytes() == expected, f"killed at row {moment}"

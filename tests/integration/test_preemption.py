@@ -6,7 +6,7 @@ import signal
 from pathlib import Path
 
 from framework.checkpoint.layout import newest_complete
-from tests.support.commands.torchrun import finish, start, wait_for_rows, worker_pids
+from tests.support.commands.torchrun import finish, start, train_whole, wait_for_rows, worker_pids
 
 STEPS = 50
 LENGTH = (f"trainer.max_steps={STEPS}", "trainer.val_every_n_steps=12", "trainer.checkpoint_every_n_steps=25")
@@ -27,7 +27,7 @@ def check_left(run_folder: Path, why: str) -> int:
 
 def test_a_run_that_left_twice_has_the_rows_of_one_that_did_not(corpus: Path) -> None:
     run_folder = corpus.parent / "left"
-    finish(start(corpus, "whole", 2, "fsdp2", *LENGTH))
+    train_whole(corpus, "whole", 2, "fsdp2", *LENGTH)
 
     run = start(corpus, "left", 2, "fsdp2", *LENGTH, "trainer.num_workers=1")
     wait_for_rows(run, run_folder / "metrics.jsonl", 3)
@@ -37,7 +37,7 @@ def test_a_run_that_left_twice_has_the_rows_of_one_that_did_not(corpus: Path) ->
     step = check_left(run_folder, "SIGTERM on rank 1")
     finish(start(corpus, "left", 2, "fsdp2", *LENGTH, "trainer.max_time=00:00:01"))
     assert check_left(run_folder, "max_time 00:00:01 reached") == step + 1
-    finish(start(corpus, "left", 2, "fsdp2", *LENGTH))
+    train_whole(corpus, "left", 2, "fsdp2", *LENGTH)
 
     assert (run_folder / "metrics.jsonl").read_bytes() == (corpus.parent / "whole" / "metrics.jsonl").read_bytes()
     summary = json.loads((run_folder / "summary.json").read_text(encoding="utf-8"))

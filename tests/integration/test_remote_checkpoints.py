@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.commands.torchrun import finish, kill, start, wait_for_rows
+from tests.support.commands.torchrun import finish, kill, start, train_whole, wait_for_rows
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -32,7 +32,7 @@ def test_a_killed_run_goes_on_bit_for_bit(
     tmp_path: Path,
 ) -> None:
     short, there = "trainer.max_steps=12", f"run.checkpoints={bucket}"
-    finish(start(corpus, "on_disk", 2, "fsdp2", short))
+    train_whole(corpus, "on_disk", 2, "fsdp2", short)
     killed = start(corpus, "remote", 2, "fsdp2", short, there)
     folder = corpus.parent / "remote"
     wait_for_rows(killed, folder / "metrics.jsonl", 7)

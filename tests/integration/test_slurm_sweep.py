@@ -1,4 +1,4 @@
-"""Tests a sweep of 4 jobs with 2 processes each on a real SLURM: one is killed, one gets near its time limit."""
+"""Tests a sweep of 3 jobs with 2 processes each on a real SLURM: one is killed, one gets near its time limit."""
 
 import json
 import os
@@ -26,15 +26,15 @@ def slurm_states() -> dict[str, str]:
 def test_what_was_killed_is_named_and_what_was_interrupted_is_queued_again(tmp_path: Path) -> None:
     store = make_store(tmp_path / "text")
     folder = tmp_path / "text" / "runs" / "rates"
-    names = [f"rates-lr_{rate}-seed_{seed}" for rate in ("0.001", "0.01") for seed in (0, 1)]
+    names = [f"rates-seed_{seed}" for seed in range(3)]
     line = ("hydra/launcher=slurm", "hydra.launcher.processes=2", "hydra.launcher.poll_seconds=0.5")
-    line = (*line, "optimizer.lr=1e-3,1e-2", "seed=0,1", f"trainer.max_steps={STEPS}")
+    line = (*line, "seed=0,1,2", f"trainer.max_steps={STEPS}")
     killed, interrupted = names[1], names[2]
 
     with slurm(tmp_path / "slurm"):
         sweep = start(store, *line, "hydra.launcher.wait=false")
         out, err = sweep.communicate(timeout=WAIT_SECONDS)
-        assert (sweep.returncode, err) == (0, "") and "4 jobs stay in SLURM's queue" in out
+        assert (sweep.returncode, err) == (0, "") and "3 jobs stay in SLURM's queue" in out
         assert json.loads((folder / "sweep.json").read_text())["ended"] == "running"
         numbers = {name: json.loads((folder / name / "logs/slurm_job.json").read_text())["job"] for name in names}
 
@@ -47,9 +47,9 @@ def test_what_was_killed_is_named_and_what_was_interrupted_is_queued_again(tmp_p
         out, err = sweep.communicate(timeout=WAIT_SECONDS)
         assert sweep.returncode == 2, out
         # One may have finished before the second start checked.
-        assert re.search(r"([34]) of 4 jobs to run, \1 of them submitted before", out)
+        assert re.search(r"([23]) of 3 jobs to run, \1 of them submitted before", out)
         assert re.match(
-            rf"SweepError: 1 of 4 jobs failed: optimizer\.lr=0\.001, seed=1 \(SLURM job {numbers[killed]}: FAILED; "
+            rf"SweepError: 1 of 3 jobs failed: seed=1 \(SLURM job {numbers[killed]}: FAILED; "
             r"DistributedError \(rank 1, step \d+\): ended without an error report",
             err,
         )
@@ -62,8 +62,8 @@ def test_what_was_killed_is_named_and_what_was_interrupted_is_queued_again(tmp_p
         sweep = start(store, *line)
         out, err = sweep.communicate(timeout=WAIT_SECONDS)
         assert (sweep.returncode, err) == (0, "")
-        assert "1 of 4 jobs to run, 0 of them submitted before" in out
-        assert sorted(slurm_states()) == sorted([*map(str, numbers.values()), "5"])
+        assert "1 of 3 jobs to run, 0 of them submitted before" in out
+        assert sorted(slurm_states()) == sorted([*map(str, numbers.values()), "4"])
     for name in names:
         assert [row["step"] for row in rows(folder / name)] == list(range(1, STEPS + 1))
     assert json.loads((folder / "sweep.json").read_text())["ended"] == "finished"

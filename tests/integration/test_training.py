@@ -40,7 +40,7 @@ from framework.tasks.task import TaskModel
 from tests.support.data.drawn_store import drawn_store
 
 SEED = 7
-STEPS = 20
+STEPS = 10
 GLOBAL_BATCH_SIZE = 9
 TIGHT, WIDE = 32, 512
 

@@ -144,7 +144,7 @@ def test_an_empty_batch_changes_nothing(small):
 
 
 @pytest.mark.parametrize("case", ["full", "one document", "no ids, no packing"])
-def test_cards_are_drawn(case, small, tmp_path):
+def test_cards_are_drawn(case, small, tmp_path, rendered):
     if case == "full":
         lengths = lognormal_lengths()
         small.add(None, lengths, np.full(2000, 10))

@@ -50,7 +50,7 @@ def run_cell(fault: str, strategy: str, store: Path, folder: Path, expected: byt
 
 def soak(strategy: str, num_kills: int, store: Path, folder: Path, seed: int) -> str:
     """Kills one run many times, and returns a summary of the outcome."""
-    steps = f"trainer.max_steps={6 * num_kills + 20}"
+    steps = f"trainer.max_steps={5 * num_kills + 14}"
     expected = undisturbed_run(store, folder / f"unkilled_{strategy}", strategy, steps)
     trial_folder = folder / f"killed_{strategy}"
     trial_folder.mkdir()

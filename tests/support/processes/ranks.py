@@ -17,6 +17,8 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 from framework.config.command import Command, start
+from tests.support.processes.workers import PRELOADED
+from tests.support.tracking.blank_pictures import are_blank, use_blank_pictures
 
 _GRACE_SECONDS = 20.0
 """Time that the remaining ranks have to report why they end."""
@@ -34,6 +36,7 @@ def _run_rank(
     output: str,
     prepare: Callable[[], None] | None,
     folder: str,
+    saves_blank: bool,
 ) -> None:
     """Runs one rank: starts a new session, redirects output to a file, and runs the command."""
     os.setsid()
@@ -49,6 +52,8 @@ def _run_rank(
     import torch
 
     torch.set_num_threads(1)
+    if saves_blank:
+        use_blank_pictures()
     if prepare is not None:
         prepare()
     run = getattr(importlib.import_module(f"framework.{command}"), command)
@@ -80,7 +85,7 @@ class Ranks:
         folder: Path | None = None,
     ) -> None:
         context = multiprocessing.get_context("forkserver")
-        context.set_forkserver_preload(["framework.train", "tests.support.processes.ranks"])
+        context.set_forkserver_preload(PRELOADED)
         self.output = output
         environment = {name: value for name, value in os.environ.items() if name != _SERVICE}
         environment |= {"OMP_NUM_THREADS": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(_free_port())}
@@ -88,9 +93,8 @@ class Ranks:
         for rank in range(num_ranks):
             own = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": num_ranks, "LOCAL_WORLD_SIZE": num_ranks}
             variables = environment | {name: str(value) for name, value in own.items()}
-            process = context.Process(
-                target=_run_rank, args=(command, arguments, variables, str(output), prepare, str(folder or Path.cwd()))
-            )
+            given = (command, arguments, variables, str(output), prepare, str(folder or Path.cwd()), are_blank())
+            process = context.Process(target=_run_rank, args=given)
             process.start()
             self.processes.append(process)
 

@@ -24,11 +24,15 @@ import torch.distributed as dist
 
 _ROOT = Path(__file__).resolve().parents[3]
 _COLLECTIVE_SECONDS = 60.0
-_PRELOADED = (
+PRELOADED = [
+    "framework.train",
+    "torch._dynamo",
     "framework.distributed.parallel.parallelize",
-    "framework.checkpoint.save",
-    "framework.optim.parameter_groups",
-)
+    "framework.data.store.sequence_index",
+    "framework.tasks.pretraining.task",
+    "tests.support.processes.ranks",
+]
+"""Modules that one process imports and forks the others with, workers of the pool and ranks of commands alike."""
 
 
 class WorkerError(AssertionError):
@@ -120,8 +124,7 @@ class WorkerPool:
 
     def _grow(self, size: int) -> None:
         context = multiprocessing.get_context("forkserver")
-        # One process imports these modules and forks the others, so that replacing a worker is cheap.
-        context.set_forkserver_preload(["lightning.pytorch", "torch._dynamo", *_PRELOADED])
+        context.set_forkserver_preload(PRELOADED)
         before = dict(os.environ)
         os.environ.update({"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"})
         try:
