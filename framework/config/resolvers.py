@@ -54,6 +54,15 @@ def distribution_file(name: str, path: str, version: str = "", pip_option: str =
     return str(located)
 
 
+def package_file(path: str) -> str:
+    """Returns the absolute path of a file or folder of this package.
+
+    Args:
+        path: Path inside the package, with forward slashes.
+    """
+    return str(Path(framework.__file__).resolve().parent / path)
+
+
 def sweep_name(overrides: Sequence[str]) -> str:
     """Names a sweep by the overrides that all its jobs share and by its swept keys.
 
@@ -76,3 +85,4 @@ def register_resolvers() -> None:
     """Registers the resolvers with OmegaConf. Repeated calls have no further effect."""
     OmegaConf.register_new_resolver("sweep_name", sweep_name, replace=True)
     OmegaConf.register_new_resolver("distribution_file", distribution_file, replace=True)
+    OmegaConf.register_new_resolver("package_file", package_file, replace=True)

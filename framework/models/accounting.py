@@ -37,15 +37,18 @@ def count_parameters(config: EncoderConfig) -> ParameterCounts:
     width = config.table_size
     rows = config.vocab_size + config.type_vocab_size
     if config.patch_size:
-        rows += 3 * config.patch_size**2 + 1 + 2 * config.patch_grid
+        grid = config.patch_grid
+        rows += 3 * config.patch_size**2 + 1 + (grid * grid if config.patch_positions == "grid" else 2 * grid)
     if config.position_encoding == "learned":
         rows += config.max_position_embeddings
     into_inner = 2 if config.gated else 1
     matrices = 4 * hidden * hidden + (into_inner + 1) * hidden * inner
     biases = 4 * hidden + into_inner * inner + hidden if config.bias else 0
-    # Pre-norm: the first layer has no attention norm and a final norm follows the last one, so the sum is the same.
-    norms = 2 * norm * config.num_layers
-    tables = rows * width + width * (2 if config.norm_bias else 1)
+    # Pre-norm: the first layer may have no attention norm, and a final norm follows the last one.
+    norms = 2 * norm * config.num_layers + (norm if config.input_norm != "embeddings" else 0)
+    tables = rows * width
+    if config.input_norm != "first_layer":
+        tables += width * (2 if config.norm_bias else 1)
     if width != hidden:
         tables += (width + 1) * hidden
     if config.relative_bias == "bucketed":

@@ -6,13 +6,18 @@ from typing import Any, get_args
 
 from framework.errors import ConfigError, check_choice
 
-FAMILIES = ("bert", "roberta", "xlm-roberta", "camembert", "distilbert", "electra", "mpnet", "deberta-v2", "modernbert")
+FAMILIES = (
+    *("bert", "roberta", "xlm-roberta", "camembert", "distilbert", "electra", "mpnet", "deberta-v2", "modernbert"),
+    *("vit", "clip", "siglip"),
+)
 _CHOICES = {
     "family": FAMILIES,
     "position_encoding": ("learned", "rotary", "none"),
     "norm_placement": ("post", "pre"),
-    "activation": ("gelu", "gelu_tanh", "relu", "silu"),
     "relative_bias": ("none", "bucketed", "disentangled"),
+    "input_norm": ("embeddings", "first_layer", "both"),
+    "patch_positions": ("factorised", "grid"),
+    "activation": ("gelu", "gelu_tanh", "quick_gelu", "relu", "silu"),
     "output_initialization": ("normal", "scaled", "zero"),
 }
 _AT_MOST = {
@@ -31,11 +36,11 @@ _AT_LEAST_ONE = (
     *("global_attention_every", "relative_distance"),
 )
 _TYPE_NAMES = {int: "a whole number", float: "a finite number", bool: "true or false", str: "text", type(None): "null"}
-_OF_PICTURES = ("patch_size", "patch_grid")
+_OF_PICTURES = ("patch_size", "patch_grid", "patch_positions")
 _OF_RELATIVE_BIAS = ("relative_bias", "relative_buckets", "relative_distance")
 _NOT_NEGATIVE = (
     *("type_vocab_size", "position_offset", "pad_token_id", "initializer_range"),
-    *_OF_PICTURES,
+    *("patch_size", "patch_grid"),
 )
 _POSITIVE_NUMBERS = ("rope_theta_global", "rope_theta_local", "norm_eps")
 _PROBABILITIES = ("hidden_dropout", "embedding_dropout", "attention_dropout")
@@ -72,7 +77,11 @@ class EncoderConfig:
             every layer attends to the whole sequence.
         global_attention_every: Layer i attends to the whole sequence if i is a multiple of this number.
         norm_placement: "post" (norm after the residual sum, BERT) or "pre" (norm before each block, and a final norm).
-        activation: Activation of the feed-forward block: "gelu" (erf), "gelu_tanh", "relu" or "silu".
+        input_norm: Norms between the sums of embeddings and the first attention: "embeddings" (on the embeddings, which
+            the residual stream then carries), "first_layer" (in the first layer's branch, ViT) or "both" (CLIP). The
+            last two require pre-norm.
+        activation: Activation of the feed-forward block: "gelu" (erf), "gelu_tanh", "quick_gelu" (CLIP), "relu" or
+            "silu".
         gated: True: feed-forward is down(activation(gate(x)) * up(x)) (Shazeer 2020), else down(activation(up(x))).
         bias: Adds biases to the linear layers of attention and feed-forward.
         norm_bias: Adds biases to the norms.
@@ -87,7 +96,9 @@ class EncoderConfig:
         pad_token_id: Id for exports; packed batches contain no padding.
         patch_size: Edge of a patch of a picture in pixels; 0: the encoder reads no pictures. The task sets it.
         patch_grid: Most rows and most columns of patches in a picture, which have a position embedding each; 0: patches
-            have no positions. Unused if `patch_size` is 0.
+            have no positions. Unused if `patch_size` is 0. With positions from a grid, its rows and columns.
+        patch_positions: "factorised" (a table of rows and one of columns, for any aspect ratio) or "grid" (a table of a
+            square grid, interpolated for others, as published towers have).
     """
 
     family: str
@@ -105,6 +116,7 @@ class EncoderConfig:
     local_attention_window: int | None = None
     global_attention_every: int = 1
     norm_placement: str = "post"
+    input_norm: str = "embeddings"
     activation: str = "gelu"
     gated: bool = False
     bias: bool = True
@@ -122,6 +134,7 @@ class EncoderConfig:
     relative_bias: str = "none"
     relative_buckets: int = 32
     relative_distance: int = 128
+    patch_positions: str = "factorised"
 
     def __post_init__(self) -> None:
         """Checks each value and their combinations.
@@ -174,6 +187,11 @@ class EncoderConfig:
                 f"The head size is {self.head_dim} (model.hidden_size {self.hidden_size} / model.num_heads "
                 f"{self.num_heads}). Rotary positions require an even head size. Choose another model.num_heads."
             )
+        if self.input_norm != "embeddings" and self.norm_placement == "post":
+            raise ConfigError(
+                f"model.input_norm is {self.input_norm!r}, but model.norm_placement is post. A norm before the first "
+                "layer's attention requires pre-norm. Set model.norm_placement=pre or model.input_norm=embeddings."
+            )
         if self.attention_dropout:
             raise ConfigError(
                 f"model.attention_dropout is {self.attention_dropout}. Packed attention kernels have no dropout. Set "
@@ -204,6 +222,7 @@ class EncoderConfig:
             *(() if self.patch_size else _OF_PICTURES),
             *(() if self.relative_bias != "none" else _OF_RELATIVE_BIAS),
             *(() if self.embedding_size is not None else ("embedding_size",)),
+            *(() if self.input_norm != "embeddings" else ("input_norm",)),
         )
         return {name: value for name, value in asdict(self).items() if name not in left_out}
 

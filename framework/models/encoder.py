@@ -9,6 +9,7 @@ from framework.nn.attention_bias import AttentionBias, BucketedBias, Disentangle
 from framework.nn.dropout import HashedDropout, layer_keys
 from framework.nn.embeddings import TokenEmbeddings
 from framework.nn.feed_forward import FeedForward, GatedFeedForward
+from framework.nn.grid_positions import GridPositions
 from framework.nn.layer import EncoderLayer
 from framework.nn.norm import LayerNorm, ResidualNorm
 from framework.nn.patch_embeddings import PatchEmbeddings
@@ -20,18 +21,23 @@ def _build_norm(config: EncoderConfig) -> LayerNorm:
 
 
 def _build_patch_embeddings(config: EncoderConfig) -> PatchEmbeddings | None:
-    return PatchEmbeddings(config.patch_size, config.table_size, config.patch_grid) if config.patch_size else None
+    if not config.patch_size:
+        return None
+    sizes = (config.patch_size, config.table_size)
+    if config.patch_positions == "grid":
+        return PatchEmbeddings(*sizes, grid_size=0, grid_positions=GridPositions(config.patch_grid, config.table_size))
+    return PatchEmbeddings(*sizes, config.patch_grid)
 
 
 def _build_embeddings(config: EncoderConfig) -> TokenEmbeddings:
-    width = config.table_size
+    width, is_unnormed = config.table_size, config.input_norm == "first_layer"
     return TokenEmbeddings(
         vocab_size=config.vocab_size,
         hidden_size=width,
         num_positions=config.max_position_embeddings if config.position_encoding == "learned" else 0,
         position_offset=config.position_offset,
         type_vocab_size=config.type_vocab_size,
-        norm=LayerNorm(width, config.norm_eps, config.norm_bias),
+        norm=nn.Identity() if is_unnormed else LayerNorm(width, config.norm_eps, config.norm_bias),
         dropout=HashedDropout(config.embedding_dropout, "embeddings"),
         patch_embeddings=_build_patch_embeddings(config),
         projection=None if width == config.hidden_size else nn.Linear(width, config.hidden_size),
@@ -45,8 +51,9 @@ def _build_residual_norm(config: EncoderConfig) -> ResidualNorm:
 def _build_layer(config: EncoderConfig, index: int) -> EncoderLayer:
     attention_norm: nn.Module = _build_residual_norm(config)
     if config.norm_placement == "pre":
-        # The embeddings already normalise the input of the first layer (as in ModernBERT).
-        attention_norm = nn.Identity() if index == 0 else _build_norm(config)
+        # The norm of the embeddings may be the only one before the first attention (as in ModernBERT).
+        is_normed = index == 0 and config.input_norm == "embeddings"
+        attention_norm = nn.Identity() if is_normed else _build_norm(config)
     feed_forward_class = GatedFeedForward if config.gated else FeedForward
     return EncoderLayer(
         attention=SelfAttention(config.hidden_size, config.num_heads, config.bias, config.attention_window(index)),

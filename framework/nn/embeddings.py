@@ -9,7 +9,6 @@ from typing_extensions import override
 
 from framework.batch import PackedBatch
 from framework.nn.dropout import HashedDropout
-from framework.nn.norm import LayerNorm
 
 
 class _RowLookup(torch.autograd.Function):
@@ -60,7 +59,7 @@ class TokenEmbeddings(nn.Module):
         num_positions: Rows of the position table; 0: no table.
         position_offset: Row of position 0.
         type_vocab_size: Rows of the segment table; 0: no table. With one row, every token uses it.
-        norm: Norm of the sum.
+        norm: Norm of the sum; the identity for encoders that add up embeddings without one.
         dropout: Dropout after the norm.
         patch_embeddings: Module that replaces the embeddings of tokens that stand for picture patches, before the norm
             (`framework.nn.patch_embeddings`); None: the encoder reads no pictures.
@@ -74,7 +73,7 @@ class TokenEmbeddings(nn.Module):
         num_positions: int,
         position_offset: int,
         type_vocab_size: int,
-        norm: LayerNorm,
+        norm: nn.Module,
         dropout: HashedDropout,
         patch_embeddings: nn.Module | None = None,
         projection: nn.Module | None = None,

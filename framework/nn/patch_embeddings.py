@@ -1,9 +1,11 @@
 """Embeddings of picture patches: a linear layer on the pixels and, optionally, positions of rows and columns."""
 
+import torch
 from torch import Tensor, nn
 
 from framework.batch import PackedBatch
 from framework.nn.embeddings import EmbeddingTable
+from framework.nn.grid_positions import GridPositions
 
 HALF_RANGE = 127.5
 """Half of the largest pixel value. Pixels are scaled to [-1, 1] as x / 127.5 - 1."""
@@ -24,14 +26,18 @@ class PatchEmbeddings(nn.Module):
         patch_size: Edge of a patch in pixels.
         hidden_size: Width of the embeddings.
         grid_size: Rows of each of the two position tables, which limit the rows and columns of a picture; 0: no
-            positions.
+            such tables.
+        grid_positions: Positions from a square grid instead; None: none.
     """
 
-    def __init__(self, patch_size: int, hidden_size: int, grid_size: int) -> None:
+    def __init__(
+        self, patch_size: int, hidden_size: int, grid_size: int, grid_positions: GridPositions | None = None
+    ) -> None:
         super().__init__()
         self.projection = nn.Linear(patch_size * patch_size * CHANNELS, hidden_size)
         self.row_embeddings = EmbeddingTable(grid_size, hidden_size) if grid_size else None
         self.column_embeddings = EmbeddingTable(grid_size, hidden_size) if grid_size else None
+        self.grid_positions = grid_positions
 
     def forward(self, embeddings: Tensor, batch: PackedBatch) -> Tensor:
         """Replaces the embeddings of the tokens that stand for patches.
@@ -50,7 +56,10 @@ class PatchEmbeddings(nn.Module):
         if patches is None or tokens is None or places is None:
             tokens = batch.input_ids.new_zeros(0)
             patches, places = tokens.new_zeros(0, self.projection.in_features), tokens.new_zeros(0, 2)
-        return embeddings.index_copy(0, tokens, self.embed(patches, places).to(embeddings.dtype))
+        embedded = self.embed(patches, places)
+        if self.grid_positions is not None:
+            embedded = embedded + self.grid_positions(places, _grid_sizes(batch, tokens, places))
+        return embeddings.index_copy(0, tokens, embedded.to(embeddings.dtype))
 
     def embed(self, patches: Tensor, places: Tensor) -> Tensor:
         """Maps pixels to embeddings.
@@ -66,3 +75,11 @@ class PatchEmbeddings(nn.Module):
         if self.row_embeddings is not None and self.column_embeddings is not None:
             embeddings = embeddings + self.row_embeddings(places[:, 0]) + self.column_embeddings(places[:, 1])
         return embeddings
+
+
+def _grid_sizes(batch: PackedBatch, tokens: Tensor, places: Tensor) -> Tensor:
+    """Returns (patches, 2) int64, the rows and columns of each patch's picture, the only one of its sequence."""
+    sequences = torch.searchsorted(batch.cu_seqlens[1:].long(), tokens, right=True)
+    last = places.new_zeros(len(batch.cu_seqlens) - 1, 2)
+    last = last.scatter_reduce(0, sequences[:, None].expand(-1, 2), places, "amax")
+    return last[sequences] + 1

@@ -6,6 +6,7 @@ from typing import Any
 
 from framework.errors import CheckpointError
 from framework.published.bert import BERT
+from framework.published.clip import CLIP, SIGLIP
 from framework.published.deberta import DEBERTA
 from framework.published.distilbert import DISTILBERT
 from framework.published.electra import ELECTRA
@@ -13,6 +14,7 @@ from framework.published.family import Family
 from framework.published.modernbert import MODERNBERT
 from framework.published.mpnet import MPNET
 from framework.published.roberta import CAMEMBERT, ROBERTA, XLM_ROBERTA
+from framework.published.vit import VIT
 
 FAMILIES: dict[str, Family] = {
     "bert": BERT,
@@ -24,6 +26,9 @@ FAMILIES: dict[str, Family] = {
     "mpnet": MPNET,
     "deberta-v2": DEBERTA,
     "modernbert": MODERNBERT,
+    "vit": VIT,
+    "clip": CLIP,
+    "siglip": SIGLIP,
 }
 
 

@@ -15,6 +15,7 @@ _ACTIVATIONS = {
     "gelu_new": "gelu_tanh",
     "gelu_fast": "gelu_tanh",
     "gelu_pytorch_tanh": "gelu_tanh",
+    "quick_gelu": "quick_gelu",
     "relu": "relu",
     "swish": "silu",
     "silu": "silu",
@@ -93,6 +94,8 @@ class Family:
             encoder.
         transforms_scores: True if this transform also precedes the scores of every other head (ModernBERT).
         counts_after_padding: True if positions are counted from the id after the padding id (RoBERTa).
+        pixels: For vision towers the mean and the standard deviation of pixels in [0, 1] by channel, by which pictures
+            are normalised unless the folder states others; None: the family reads words.
     """
 
     prefix: str
@@ -111,6 +114,7 @@ class Family:
     transform_activation: str | None = None
     transforms_scores: bool = False
     counts_after_padding: bool = False
+    pixels: tuple[tuple[float, ...], tuple[float, ...]] | None = None
 
     def export_class(
         self, config: EncoderConfig, head_kind: str, names: Collection[str], pooling: str

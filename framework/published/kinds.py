@@ -106,6 +106,9 @@ PRETRAINING = HeadKind("pretraining", "fill-mask")
 SEQUENCE_CLASSIFICATION = HeadKind(
     "sequence_classification", "text-classification", _write_classification, _read_classification, truncates_texts=True
 )
+IMAGE_CLASSIFICATION = HeadKind(
+    "image_classification", "image-classification", _write_classification, _read_classification
+)
 TOKEN_CLASSIFICATION = HeadKind(
     "token_classification", "token-classification", _write_labels, _read_labels, reads_words=True
 )
@@ -124,6 +127,7 @@ KINDS = {
         PRETRAINING,
         REPLACED_TOKENS,
         SEQUENCE_CLASSIFICATION,
+        IMAGE_CLASSIFICATION,
         TOKEN_CLASSIFICATION,
         QUESTION_ANSWERING,
         MULTIPLE_CHOICE,

@@ -13,6 +13,7 @@ from framework.models.config import EncoderConfig
 from framework.models.encoder import TransformerEncoder
 from framework.nn.initialization import without_wrappers
 from framework.nn.lora import is_update
+from framework.published.clip import split_vision_tower
 from framework.published.encoder_decoder import split_encoder_decoder
 from framework.published.export_record import read_export_record
 from framework.published.families import family_of
@@ -30,6 +31,7 @@ from framework.published.files import (
 from framework.published.own_class import MODEL_TYPE as OWN_MODEL_TYPE
 from framework.published.own_class import split_own_class
 from framework.published.rules import part_of, to_ours
+from framework.published.vision import PICTURE_TOKENIZER, with_pixels
 
 # Names in the first BERT checkpoints, which were converted from TensorFlow.
 _OLD_NORM_NAMES = {".gamma": ".weight", ".beta": ".bias"}
@@ -94,6 +96,8 @@ def _load(source: str, folder: Path) -> PretrainedWeights:
     full_config = read_json(folder / CONFIG_FILE)
     is_own_class = full_config.get("model_type") == OWN_MODEL_TYPE
     parts = (split_own_class if is_own_class else split_encoder_decoder)(full_config, read_tensors(folder))
+    if not is_own_class and parts.head_kind is None:
+        parts = split_vision_tower(parts.published, parts.tensors)
     published = parts.published
     family = family_of(published, folder / CONFIG_FILE)
     config = _read_config(folder, family, published, export_record)
@@ -102,7 +106,10 @@ def _load(source: str, folder: Path) -> PretrainedWeights:
     encoder_rules, head_rules = family.encoder_rules(config), family.import_rules(published_class)
     extra = {name: each.float() for name, each in read_optional_safetensors(folder / EXTRA_WEIGHTS_FILE).items()}
     extra_heads = {name: tensor for name, tensor in extra.items() if not name.startswith("encoder.")}
-    encoder = to_ours(encoder_rules, tensors, config.num_heads) | part_of(extra, "encoder.")
+    encoder = to_ours(encoder_rules, tensors, config.num_heads)
+    if family.pixels is not None:
+        encoder = with_pixels(encoder, folder, *family.pixels)
+    encoder |= part_of(extra, "encoder.")
     _check_complete(source, config, encoder)
     heads = to_ours(head_rules, tensors, config.num_heads)
     untied = _drop_untied(heads, tensors, family, encoder["embeddings.word_embeddings.weight"])
@@ -118,7 +125,7 @@ def _load(source: str, folder: Path) -> PretrainedWeights:
         task_record=export_record.get("task")
         or parts.task_record
         or _published_task_record(published_class, published, heads),
-        tokenizer_dir=tokenizer_folder(folder),
+        tokenizer_dir=PICTURE_TOKENIZER if family.pixels and not export_record else tokenizer_folder(folder),
         unused=tuple(sorted((tensors.keys() - used) | untied | parts.unused)),
         hub_name=None if Path(source).expanduser().is_dir() else source,
     )

@@ -37,8 +37,8 @@ def mlm_head(config: EncoderConfig) -> int:
     return config.hidden_size * (config.hidden_size + 1) + 2 * config.hidden_size + config.vocab_size
 
 
-def test_there_are_ten_presets() -> None:
-    assert len(PRESETS) == 10
+def test_there_are_eleven_presets() -> None:
+    assert len(PRESETS) == 11
 
 
 @pytest.mark.parametrize("path", PRESETS, ids=lambda path: path.stem)
@@ -90,6 +90,7 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"num_heads": 5}, "num_heads is 5, which does not divide model.hidden_size 32"),
     ({"family": "gpt"}, "family is 'gpt', which is unknown. Choose one of bert, roberta, xlm-roberta"),
     ({"norm_placement": "middle"}, "norm_placement is 'middle', which is unknown"),
+    ({"input_norm": "both"}, "input_norm is 'both', but model.norm_placement is post"),
     ({"activation": "swish"}, "activation is 'swish', which is unknown"),
     ({"vocab_size": 0}, "vocab_size is 0. It must be at least 1"),
     ({"num_layers": -1}, "num_layers is -1. It must be at least 1"),
@@ -121,6 +122,14 @@ def test_parameters_are_counted_by_formula(change: dict[str, Any]) -> None:
     for base in (BERT, MODERN):
         config = dataclasses.replace(base, **change)
         assert count_parameters(config).total == count_on_meta(config)
+
+
+@pytest.mark.parametrize("input_norm", ["embeddings", "first_layer", "both"])
+@pytest.mark.parametrize("patch_positions", ["factorised", "grid"])
+def test_parameters_of_encoders_of_pictures_are_counted_by_formula(input_norm: str, patch_positions: str) -> None:
+    pictures = {"patch_size": 4, "patch_grid": 5, "patch_positions": patch_positions, "input_norm": input_norm}
+    config = dataclasses.replace(MODERN, **pictures)
+    assert count_parameters(config).total == count_on_meta(config)
 
 
 def test_flops_equal_those_of_the_matrix_products() -> None:

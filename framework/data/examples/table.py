@@ -1,6 +1,6 @@
 """Reads labelled rows of tables, checks them and splits them (`splits`). `framework.data.reading` reads the files."""
 
-from collections.abc import Collection, Hashable, Mapping, Sequence
+from collections.abc import Callable, Collection, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
@@ -133,16 +133,22 @@ class TableData(SplitFiles):
         return table
 
     def _read(self, path: Path, answers: AnswerKind, reading: Reading) -> list[LabelledText]:
+        return self._read_rows(path, answers, reading, self._labelled)
+
+    def _read_rows(
+        self, path: Path, answers: AnswerKind, reading: Reading, labelled: Callable[..., LabelledText]
+    ) -> list[LabelledText]:
+        """Reads the rows of a file that match `where`, each by a function with the arguments of `_labelled`."""
         where = {column: str(value) for column, value in (self.where or {}).items()}
-        texts = [self.text_column] if self.pair_column is None else [self.text_column, self.pair_column]
+        fields = list(self.field_columns.values())
         lists = [self.label_column] if answers.has_several else []
         rows = []
-        columns = list(dict.fromkeys([*texts, self.label_column, *where, *self.group_columns]))
+        columns = list(dict.fromkeys([*fields, self.label_column, *where, *self.group_columns]))
         for row in read_rows(path, columns, reading, self.format, lists):
             if any(row.values[column] != value for column, value in where.items()):
                 continue
             with reading.handling_bad_row():
-                rows.append(self._labelled(f"{path}, {row.location}", row.values, texts, answers))
+                rows.append(labelled(f"{path}, {row.location}", row.values, fields, answers))
         if not rows and not reading.skipped:
             raise DataError(
                 f"{path} has no row where {where}. At least one row must match. Correct data.where, or name another "
@@ -151,14 +157,14 @@ class TableData(SplitFiles):
         return rows
 
     def _labelled(
-        self, location: str, values: Mapping[str, str], texts: list[str], answers: AnswerKind
+        self, location: str, values: Mapping[str, str], fields: list[str], answers: AnswerKind
     ) -> LabelledText:
-        for column in texts if answers.has_several else (*texts, self.label_column):
+        for column in fields if answers.has_several else (*fields, self.label_column):
             require_text(location, column, values[column])
         answer = read_cell(location, self.label_column, values[self.label_column], answers.read)
         parts = [require_text(location, column, values[column]).strip() for column in self.group_columns]
-        pair = values[texts[1]] if len(texts) > 1 else None
-        return LabelledText(location, values[texts[0]], pair, answer, ",".join(parts) if parts else None)
+        pair = values[fields[1]] if len(fields) > 1 else None
+        return LabelledText(location, values[fields[0]], pair, answer, ",".join(parts) if parts else None)
 
     def _label_set(self, read: FileRecords[LabelledText], answers: AnswerKind) -> tuple[str, ...]:
         if self.labels is not None and answers.has_labels:

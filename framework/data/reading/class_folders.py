@@ -1,4 +1,4 @@
-"""Reads texts from one folder per class, the layout of IMDB and 20 Newsgroups: the folder is the label."""
+"""Reads one folder per class, the layout of IMDB and of ImageNet: the folder is the label of its texts or pictures."""
 
 import logging
 from collections.abc import Iterator
@@ -10,13 +10,14 @@ from framework.errors import DataError
 
 logger = logging.getLogger(__name__)
 
-COLUMNS = ("text", "label", "file")
+COLUMNS = ("text", "label", "file", "path")
 
 
 def read_folder(table: TableFile, reading: Reading) -> Iterator[Row]:
-    """Yields one row per file (plain, gzip or zstd) with its content as `text`, folder as `label` and name as `file`.
+    """Yields one row per file, with its folder as `label`, its name as `file` and `label/file` as `path`.
 
-    Hidden files, and files outside of the class folders, are not read.
+    The content of the file (plain, gzip or zstd) is its `text`, and is read only if this column is requested. Hidden
+    files, and files outside of the class folders, are not read.
 
     Raises:
         DataError: There are no sub-folders, or one contains a folder; a requested column does not exist; a file is
@@ -43,8 +44,9 @@ def read_folder(table: TableFile, reading: Reading) -> Iterator[Row]:
                 )
             number += 1
             with reading.handling_bad_row():
-                text = _text_of(file, reading, table.format.codec)
-                values = {"text": text, "label": folder.name, "file": file.name}
+                values = {"label": folder.name, "file": file.name, "path": f"{folder.name}/{file.name}"}
+                if "text" in (*table.columns, *table.as_is):
+                    values["text"] = _text_of(file, reading, table.format.codec)
                 texts, kept = ({column: values[column] for column in some} for some in (table.columns, table.as_is))
                 yield Row(number, None, texts, f"{folder.name}/{file.name}", kept)
 

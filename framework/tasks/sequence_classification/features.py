@@ -55,10 +55,24 @@ def classification_source(
         groups: Groups of the sequences, which become the target `groups`; None: no groups.
     """
     layout = lay_out(texts, pairs, tokenizer, max_length, keeps_texts)
+    targets, counts = targets_of(answers, problem, groups)
+    return layout.source(targets, counts, max_length, records=records)
+
+
+def targets_of(
+    answers: Sequence[Answer | None], problem: Problem, groups: SequenceGroups | None = None
+) -> tuple[dict[str, FlatTarget], dict[str, np.ndarray]]:
+    """Returns the targets of sequences, and their weights in the count of each loss term; see `classification_source`.
+
+    Args:
+        answers: Value of the label column of each sequence; None if unknown.
+        problem: Problem with its label set.
+        groups: Groups of the sequences; None: no groups.
+    """
     weights = problem.counts(answers)
     targets, counts = problem.targets(answers), {LOSS_TERM: weights}
     if groups is not None:
         targets[GROUPS] = FlatTarget(groups.indices, "sequences")
     if groups is not None and groups.terms:
         counts = {term: weights * (groups.indices == index) for index, term in enumerate(groups.terms)}
-    return layout.source(targets, counts, max_length, records=records)
+    return targets, counts

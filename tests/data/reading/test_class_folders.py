@@ -58,7 +58,9 @@ def test_each_kind_of_error(folder):
         TableData(str(train), on_bad_row="skip").load()
     with pytest.raises(DataError, match=r"train/pos is a folder without sub-folders"):
         TableData(str(train / "pos")).load()
-    with pytest.raises(DataError, match=r"a folder per class: no column 'review' among \['text', 'label', 'file'\]"):
+    with pytest.raises(
+        DataError, match=r"a folder per class: no column 'review' among \['text', 'label', 'file', 'path'\]"
+    ):
         TableData(str(train), text_column="review").load()
 
 

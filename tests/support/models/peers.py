@@ -71,13 +71,18 @@ def peer(class_name: str, family: str, seed: int = 0, **config: Any) -> transfor
     """Builds a model of random weights, without values that hide mistakes (zero biases, norm weights of one)."""
     settings = CONFIGS[family].to_dict() | config
     model = getattr(transformers, class_name)(type(CONFIGS[family])(**settings)).eval()
+    randomize(model, seed)
+    return model
+
+
+def randomize(model: torch.nn.Module, seed: int) -> None:
+    """Replaces the weights of a model by random ones, without values that hide mistakes."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             noise = torch.randn(parameter.shape, generator=generator)
             is_norm = "norm" in name.lower() and name.endswith("weight")
             parameter.copy_(1 + 0.2 * noise if is_norm else 0.2 * noise)
-    return model
 
 
 def sequences(lengths: Sequence[int] = LENGTHS, vocab_size: int = 99, seed: int = 1) -> list[Tensor]:
