@@ -15,10 +15,11 @@ from rich.table import Table
 
 import framework.distributed.processes.early_check  # noqa: F401  must come before Lightning
 from framework.config.command import command, resolve_config
-from framework.config.command_schema import PrepareConfig
+from framework.config.command_schema import CorpusConfig, PrepareConfig
 from framework.config.dry_check import print_check
 from framework.config.nodes import check_arguments
 from framework.data.preparation.card_files import CARD_PICTURE_FILE
+from framework.data.preparation.personal_data import NameModel
 from framework.data.preparation.prepare import Prepared, StoreSpec, describe_preparation, prepare_store
 from framework.data.store_data import too_little_to_split
 from framework.tracking.console import open_console, print_line
@@ -38,6 +39,7 @@ def prepare(composed: DictConfig) -> Path:
         settings.stream,
         settings.overwrite,
         corpus.canary_settings,
+        _name_model(corpus),
     )
     if settings.check:
         print_check(describe_preparation(spec))
@@ -59,6 +61,14 @@ def prepare(composed: DictConfig) -> Path:
 
 
 run = prepare.run
+
+
+def _name_model(corpus: CorpusConfig) -> NameModel | None:
+    if corpus.personal_data_model is None:
+        return None
+    from framework.config.name_model import TrainedNames  # other preparations need no model
+
+    return TrainedNames.of(corpus.personal_data_model, corpus.personal_data_types)
 
 
 class PassBars:

@@ -1,12 +1,17 @@
-"""Tests of input and output of framework.predict: words, CoNLL columns, kept columns, bad rows, invalid outputs."""
+"""Tests of input and output of framework.predict: words, CoNLL columns, kept columns, bad rows, invalid outputs.
+
+The last tests use the same run to find names for framework.prepare.
+"""
 
 import csv
 import json
 from collections.abc import Callable
 from pathlib import Path
 
+import datasets
 import pytest
 
+from framework.data.reading.documents import text_hash
 from tests.support.commands.in_process import run_command
 from tests.support.tasks.commands import prepare
 
@@ -127,3 +132,52 @@ def test_what_cannot_be_is_one_error_and_harms_nothing(tmp_path, ask, overrides,
     assert (code, out) == (2, "") and message in err and err.count("\n") == 1
     assert [path.name for path in tmp_path.iterdir()] == ["in.jsonl"]
     assert rows_of((tmp_path / "in.jsonl").read_text()) == [{"text": "ada"}]
+
+
+TEXTS = ["ada lives in furt", "cem works in dorf", "bela rot sang in eck am see", "in furt sang ada"]
+
+
+@pytest.fixture
+def prepare_texts(tagger, tmp_path, monkeypatch, capfd) -> Callable[..., tuple[int, str]]:
+    """Returns a function that prepares a store of `TEXTS` and returns exit code and standard error."""
+    pytest.importorskip("phonenumbers")
+    pytest.importorskip("stdnum")
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "texts.txt").write_text("\n\n".join(TEXTS), encoding="utf-8")
+
+    def run(*overrides: str) -> tuple[int, str]:
+        sources = ["corpus.sources.text.files=texts.txt", "corpus.sources.text.documents=blank_lines"]
+        model = ["vocabulary.vocab_size=200", f"corpus.personal_data_model={tagger / 'runs' / 'one'}"]
+        code = run_command(monkeypatch, "prepare", "corpus=text", *sources, *model, "store=store", *overrides)
+        return code, capfd.readouterr().err
+
+    return run
+
+
+def test_prepare_masks_the_names_that_the_run_finds(ask, prepare_texts, tmp_path):
+    write_jsonl(tmp_path / "rows.jsonl", [{"text": text} for text in TEXTS])
+    assert ask("input=rows.jsonl", "output=out.jsonl")[0] == 0
+    rows = rows_of((tmp_path / "out.jsonl").read_text())
+    people = [each for row in rows for each in row["entities"] if each["label"] == "person"]
+    masked = []
+    for row in rows:
+        text = row["text"]
+        for each in reversed([each for each in row["entities"] if each["label"] == "person"]):
+            text = f"{text[: each['start']]}[NAME]{text[each['end'] :]}"
+        masked.append(text)
+    assert people and masked != TEXTS
+    settings = ["corpus.personal_data=mask", "corpus.personal_data_types=[person]"]
+    assert prepare_texts(*settings)[0] == 0
+    assert json.loads((tmp_path / "store" / "card.json").read_text())["personal_data"]["finds"] == {"name": len(people)}
+    store = datasets.Dataset.from_file(str(tmp_path / "store" / "data.arrow"))
+    assert sorted(store["text_hash"]) == sorted(map(text_hash, masked))
+    assert prepare_texts(*settings)[0] == 0  # the same store
+    assert "made from other files or settings" in prepare_texts(settings[0])[1]  # all types
+
+
+def test_prepare_rejects_a_model_before_texts_are_read(prepare_texts, tmp_path):
+    (tmp_path / "texts.txt").unlink()
+    code, error = prepare_texts("corpus.personal_data=mask", "corpus.personal_data_types=[PER]")
+    assert code == 2 and "personal_data_types has 'PER', but" in error and "knows the types person, place" in error
+    code, error = prepare_texts("corpus.personal_data=mask", "corpus.personal_data_model=no_run")
+    assert code == 2 and "there is no run 'no_run'" in error

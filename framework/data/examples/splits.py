@@ -175,7 +175,7 @@ class SplitFiles:
     def __post_init__(self) -> None:
         check_fractions(self.validation_fraction, self.test_fraction)
         check_kinds(self.personal_data_kinds)
-        check_names_are_used(self.personal_data, self.personal_data_names)
+        check_names_are_used(self.personal_data, personal_data_names=self.personal_data_names)
         if self.max_train_rows is not None:
             check_at_least("data.max_train_rows", self.max_train_rows, 1, "Use null to keep all rows.")
 

@@ -46,15 +46,17 @@ class Detection:
         regions: Regions (ISO 3166, two letters) whose national phone numbers and identity numbers are found. Phone
             numbers with a country code are found for all regions.
         names: Names to find, written exactly so; empty: none.
+        has_model: True if a model finds names, too.
     """
 
     kinds: tuple[str, ...] = KINDS
     regions: tuple[str, ...] = REGIONS
     names: tuple[str, ...] = ()
+    has_model: bool = False
 
     def __post_init__(self) -> None:
         check_kinds(self.kinds)
-        if not self.kinds and not self.names:
+        if not self.kinds and not self.finds_names:
             raise ConfigError(
                 "personal_data_kinds is empty and there are no names. At least one kind is required. Name one of "
                 f"{', '.join(KINDS)}, or set personal_data=null."
@@ -68,24 +70,33 @@ class Detection:
                 )
 
     @classmethod
-    def of(cls, kinds: Sequence[str], regions: Sequence[str], names_file: str | None) -> "Detection":
+    def of(
+        cls, kinds: Sequence[str], regions: Sequence[str], names_file: str | None, has_model: bool = False
+    ) -> "Detection":
         """Reads the names and checks the settings.
 
         Args:
             kinds: Kinds to find.
             regions: Regions, as in the class.
             names_file: File with one name per line; empty lines are skipped; None: no names.
+            has_model: As in the class.
 
         Raises:
             ConfigError: A kind or region is unknown, there is nothing to find, the file cannot be read or holds no
                 names, or a library of the extra `privacy` is not installed.
         """
-        return cls(tuple(kinds), tuple(regions), () if names_file is None else _read_names(Path(names_file)))
+        names = () if names_file is None else _read_names(Path(names_file))
+        return cls(tuple(kinds), tuple(regions), names, has_model)
+
+    @property
+    def finds_names(self) -> bool:
+        """Returns whether names of a list are found, or names by a model."""
+        return bool(self.names) or self.has_model
 
     @property
     def all_kinds(self) -> tuple[str, ...]:
-        """Returns the kinds, with `NAME` if there are names."""
-        return (*self.kinds, NAME) if self.names else self.kinds
+        """Returns the kinds, with `NAME` if names are found."""
+        return (*self.kinds, NAME) if self.finds_names else self.kinds
 
     def identity(self) -> dict[str, Any]:
         """Returns all that decides the finds, as JSON values: settings, a hash of the names, and versions."""
@@ -109,17 +120,22 @@ def check_kinds(kinds: Sequence[str]) -> None:
         check_choice("a kind in personal_data_kinds", kind, KINDS)
 
 
-def check_names_are_used(action: str | None, names_file: str | None) -> None:
-    """Checks that a file of names is not given without an action.
+def check_names_are_used(action: str | None, **sources: str | None) -> None:
+    """Checks that no source of names is given without an action.
+
+    Args:
+        action: Handling of personal data; None: none.
+        sources: {key: file of names, or run of a model that finds names}; None: not given.
 
     Raises:
-        ConfigError: It is.
+        ConfigError: One is given without an action.
     """
-    if action is None and names_file is not None:
-        raise ConfigError(
-            f"personal_data_names is {names_file}, but personal_data is null. Without an action, no name is searched "
-            "for. Set personal_data, for example to mask."
-        )
+    for key, source in sources.items():
+        if action is None and source is not None:
+            raise ConfigError(
+                f"{key} is {source}, but personal_data is null. Without an action, no name is searched for. Set "
+                "personal_data, for example to mask."
+            )
 
 
 def privacy_library(name: str) -> ModuleType:

@@ -42,6 +42,8 @@ class Cleaning:
         personal_data_kinds: Kinds to find, of `framework.data.personal_data.kinds.KINDS`.
         personal_data_regions: Regions whose national phone numbers and identity numbers are found, as in `Detection`.
         personal_data_names: File of names to find, one per line; None: no names.
+        personal_data_model: Run, checkpoint or export of a model that tags words, which also finds names; None: none.
+        personal_data_types: Entity types of the model that count as names; empty: all.
     """
 
     strip_html: bool = False
@@ -54,6 +56,8 @@ class Cleaning:
     personal_data_kinds: Sequence[str] = KINDS
     personal_data_regions: Sequence[str] = REGIONS
     personal_data_names: str | None = None
+    personal_data_model: str | None = None
+    personal_data_types: Sequence[str] = ()
 
     def __post_init__(self) -> None:
         if self.near_duplicates is not None and not 0 < self.near_duplicates <= 1:
@@ -63,7 +67,13 @@ class Cleaning:
             )
         check_at_least("num_permutations", self.num_permutations, 2, "Choose, for example, 128.")
         check_kinds(self.personal_data_kinds)
-        check_names_are_used(self.personal_data, self.personal_data_names)
+        names, model = self.personal_data_names, self.personal_data_model
+        check_names_are_used(self.personal_data, personal_data_names=names, personal_data_model=model)
+        if self.personal_data_types and model is None:
+            raise ConfigError(
+                f"personal_data_types is {list(self.personal_data_types)}, but personal_data_model is null. They are "
+                "types of a model. Set personal_data_model, or write []."
+            )
 
     def detection(self) -> Detection:
         """Reads the names and returns the settings of the search for personal data.
@@ -71,7 +81,8 @@ class Cleaning:
         Raises:
             ConfigError: See `Detection.of`.
         """
-        return Detection.of(self.personal_data_kinds, self.personal_data_regions, self.personal_data_names)
+        has_model = self.personal_data_model is not None
+        return Detection.of(self.personal_data_kinds, self.personal_data_regions, self.personal_data_names, has_model)
 
 
 @dataclass(frozen=True)

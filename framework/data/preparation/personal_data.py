@@ -3,11 +3,13 @@
 The result for a document depends on its text and the settings alone, so every pass and every resumed start repeats it.
 """
 
+import hashlib
+import json
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 from framework.data.personal_data.finder import Finder
 from framework.data.personal_data.kinds import Detection
@@ -15,10 +17,57 @@ from framework.data.personal_data.masks import mask_tokens, masked, masks_of
 from framework.data.reading.documents import text_hash
 from framework.data.tokenization.document_encoder import DocumentEncoder, EncodedDocuments
 from framework.data.tokenization.tokenizer import Tokenizer
+from framework.files import write_atomic
 
 Action = Literal["report", "mask", "drop"]
+Span = tuple[int, int]
+"""Offset of the first character of a name, and offset after its last character."""
+FindNames = Callable[[Sequence[str]], list[list[Span]]]
+"""Returns the spans of the names of each text; they depend on this list of texts alone."""
 DOCUMENTS = "documents"
 """Key of the number of documents with personal data, beside the numbers of finds by kind."""
+
+
+class NameModel(Protocol):
+    """Search for names by a model; must be picklable. `framework.prepare` supplies one that a run has trained."""
+
+    def identity(self) -> dict[str, Any]:
+        """Returns what determines the finds, as JSON values."""
+
+    def __call__(self) -> FindNames:
+        """Loads the model into this process."""
+
+
+@dataclass(frozen=True)
+class RememberedNames:
+    """Search for names that keeps the spans of each list of texts in a folder, and reads them there the next time.
+
+    So each text is predicted once, although the training of a vocabulary and the encoding both need its names, and a
+    preparation that was killed.
+
+    Attributes:
+        model: The search.
+        folder: Folder for the spans; it is created.
+    """
+
+    model: NameModel
+    folder: Path
+
+    def __call__(self) -> FindNames:
+        """Returns the search, which loads its model when it meets the first new list of texts."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        loaded: list[FindNames] = []
+
+        def find(texts: Sequence[str]) -> list[list[Span]]:
+            digest = hashlib.blake2b(json.dumps(list(texts)).encode(), digest_size=16).hexdigest()
+            file = self.folder / f"{digest}.json"
+            if not file.is_file():
+                if not loaded:
+                    loaded.append(self.model())
+                write_atomic(file, json.dumps(loaded[0](texts)))
+            return [[(start, end) for start, end in spans] for spans in json.loads(file.read_bytes())]
+
+        return find
 
 
 @dataclass(frozen=True)
@@ -44,11 +93,13 @@ class PersonalDataStep:
         action: "report" counts, "mask" replaces each find, "drop" empties documents with finds.
         detection: Settings of the search.
         masks: Mask by kind; used by the action "mask".
+        names: Search for names by a model, built once per process; None: none.
     """
 
     action: Action
     detection: Detection
     masks: Mapping[str, str]
+    names: Callable[[], FindNames] | None = None
 
     @classmethod
     def of(cls, action: Action, detection: Detection, given: Tokenizer | None) -> "PersonalDataStep":
@@ -71,18 +122,16 @@ class PersonalDataStep:
         """Returns the tokens that a trained vocabulary needs."""
         return tuple(self.masks.values()) if self.action == "mask" else ()
 
-    def identity(self) -> dict[str, Any]:
-        """Returns the settings as JSON values. A vocabulary determines the masks."""
-        return {"action": self.action, **self.detection.identity()}
-
     def finder(self) -> Callable[[Sequence[str]], Cleared]:
         """Builds the step, once per process."""
         finder = Finder(self.detection)
+        find_names = None if self.names is None else self.names()
 
         def clear(texts: Sequence[str]) -> Cleared:
             cleared = Cleared(list(texts), {}, Counter())
-            for index, text in enumerate(texts):
-                finds = finder.find(text)
+            names = [()] * len(texts) if find_names is None else find_names(texts)
+            for index, (text, spans) in enumerate(zip(texts, names, strict=True)):
+                finds = finder.find(text, spans)
                 if not finds:
                     continue
                 cleared.counts.update(find.kind for find in finds)

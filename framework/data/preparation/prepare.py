@@ -8,7 +8,7 @@ and shows the counts.
 from collections.abc import Iterator, Mapping
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -22,7 +22,7 @@ from framework.data.preparation.cleaning import screen
 from framework.data.preparation.corpus import Cleaning, Corpus, Progress
 from framework.data.preparation.exclusion import ExclusionIndex
 from framework.data.preparation.folder import PartialFolder, exclusive_access, find_store, read_meta
-from framework.data.preparation.personal_data import ClearedCounting, PersonalDataStep
+from framework.data.preparation.personal_data import ClearedCounting, NameModel, PersonalDataStep, RememberedNames
 from framework.data.preparation.pool import work_in_order
 from framework.data.preparation.settings import check_streamable, store_settings
 from framework.data.preparation.store_counts import canary_content, personal_data_content, source_counts, total_counts
@@ -34,6 +34,9 @@ from framework.data.tokenization.tokenizer import Tokenizer
 from framework.data.tokenization.vocabulary import GivenTokenizer, VocabularyTraining
 from framework.data.tokenization.word_counts import WordCounts
 from framework.errors import DataError, FrameworkError, counted
+
+NAMES_FOLDER = "names"
+"""Sub-folder of the partial folder with the spans of names that a model found."""
 
 
 @dataclass(frozen=True)
@@ -49,6 +52,7 @@ class StoreSpec:
         streamed: True to store no ids: training reads the texts again from the sources.
         overwrite: True to replace a store that was made from other files or settings.
         canaries: Random documents to add; None: none.
+        names: Search for names by the model `cleaning.personal_data_model`; None: no model.
     """
 
     sources: Mapping[str, Source]
@@ -59,6 +63,7 @@ class StoreSpec:
     streamed: bool = False
     overwrite: bool = False
     canaries: CanarySettings | None = None
+    names: NameModel | None = None
 
     def open_corpus(self, progress: Progress | None = None) -> Corpus:
         """Checks the sources and returns their documents.
@@ -120,7 +125,7 @@ def prepare_store(spec: StoreSpec, num_workers: int | None = 1, progress: Progre
             cannot be written or is being written by another process, or a worker was killed.
     """
     folder = Path(spec.folder)
-    work = Preparation.of(spec.open_corpus(progress), spec.vocabulary, num_workers, spec.canaries)
+    work = Preparation.of(spec, spec.open_corpus(progress), num_workers)
     unfinished = PartialFolder(folder)
     meta = find_store(folder, work.settings, spec.overwrite)
     if meta is not None and not unfinished.has(work.settings):
@@ -148,7 +153,7 @@ def describe_preparation(spec: StoreSpec) -> list[tuple[str, str]]:
     """
     folder = Path(spec.folder)
     corpus = spec.open_corpus()
-    work = Preparation.of(corpus, spec.vocabulary, None, spec.canaries)
+    work = Preparation.of(spec, corpus, None)
     if find_store(folder, work.settings, spec.overwrite) is not None:
         state = "exists already, from the same texts and settings"
     elif PartialFolder(folder).has(work.settings):
@@ -218,26 +223,24 @@ class Preparation:
     settings: dict[str, Any]
 
     @classmethod
-    def of(
-        cls,
-        corpus: Corpus,
-        vocabulary: GivenTokenizer | VocabularyTraining,
-        num_workers: int | None,
-        canaries: CanarySettings | None = None,
-    ) -> "Preparation":
+    def of(cls, spec: StoreSpec, corpus: Corpus, num_workers: int | None) -> "Preparation":
         """Reads the evaluation files, and reads all sources once for the hashes of their content."""
-        cleaning = corpus.cleaning
+        cleaning, vocabulary = corpus.cleaning, spec.vocabulary
+        assert (spec.names is None) == (cleaning.personal_data_model is None), "framework.prepare loads the model"
         personal_data = None
         given = vocabulary.load() if isinstance(vocabulary, GivenTokenizer) else None
-        if canaries is not None and given is not None:
+        if spec.canaries is not None and given is not None:
             canary_words(given)
         if cleaning.personal_data is not None:
             personal_data = PersonalDataStep.of(cleaning.personal_data, cleaning.detection(), given)
         exclusion = (
             ExclusionIndex.from_files(cleaning.exclude, cleaning.exclude_ngram_bytes) if cleaning.exclude else None
         )
-        settings = store_settings(corpus, vocabulary, exclusion, personal_data, canaries)
-        return cls(corpus, vocabulary, exclusion, personal_data, canaries, num_workers, settings)
+        settings = store_settings(corpus, vocabulary, exclusion, personal_data, spec.canaries, spec.names)
+        if personal_data is not None and spec.names is not None:
+            remembered = RememberedNames(spec.names, PartialFolder(Path(spec.folder)).path / NAMES_FOLDER)
+            personal_data = replace(personal_data, names=remembered)
+        return cls(corpus, vocabulary, exclusion, personal_data, spec.canaries, num_workers, settings)
 
     def tokenizer(self, fates: np.ndarray | None, folder: Path) -> Tokenizer:
         """Returns the given tokenizer, or a trained one; a tokenizer that an earlier start trained is loaded."""

@@ -9,7 +9,7 @@ from typing import Any
 from framework.data.preparation.canaries import CANARIES, CanarySettings
 from framework.data.preparation.corpus import Cleaning, Corpus
 from framework.data.preparation.exclusion import ExclusionIndex
-from framework.data.preparation.personal_data import PersonalDataStep
+from framework.data.preparation.personal_data import NameModel, PersonalDataStep
 from framework.data.reading.credentials import without_credentials
 from framework.data.reading.shards import ParquetShards
 from framework.data.reading.sources import Source
@@ -25,6 +25,7 @@ def store_settings(
     exclusion: ExclusionIndex | None,
     personal_data: PersonalDataStep | None = None,
     canaries: CanarySettings | None = None,
+    names: NameModel | None = None,
 ) -> dict[str, Any]:
     """Returns the settings of a store: kinds, options, and hashes of the content of files, but not their paths.
 
@@ -34,6 +35,7 @@ def store_settings(
         exclusion: Index of evaluation texts; None: no texts are excluded.
         personal_data: Step that handles personal data; None: none.
         canaries: Canaries of the store; None: none.
+        names: Search for names by a model; None: none.
 
     Raises:
         DataError: A source or the tokenizer cannot be read.
@@ -56,7 +58,9 @@ def store_settings(
         "sources": [{"name": name, **_identity(source)} for name, source in corpus.sources.items()],
     }
     if personal_data is not None:  # without it, older stores remain valid
-        settings["personal_data"] = personal_data.identity()
+        # A vocabulary determines the masks.
+        model = {} if names is None else {"model": names.identity()}
+        settings["personal_data"] = {"action": personal_data.action, **personal_data.detection.identity(), **model}
     if canaries is not None:
         settings[CANARIES] = canaries.identity()
     values: dict[str, Any] = json.loads(json.dumps(settings, default=_as_builtin))

@@ -18,12 +18,14 @@ from framework.data.tokenization.vocabulary import GivenTokenizer
 from framework.data.tokenization.word_counts import WordCounts
 from framework.data.tokenization.wordpiece_training import WordPieceTraining
 from framework.errors import ConfigError, DataError
+from tests.support.data.capital_names import Capitals
 from tests.support.data.run_prepare import run_process
 from tests.support.data.small_corpus import VOCABULARY, files_of
 
 pytest.importorskip("phonenumbers")
 pytest.importorskip("stdnum")
 
+MODEL = {"personal_data_model": "runs/ner"}
 PLAIN = "The cat sat on a mat. It was warm."
 WITH_DATA = {
     "mail": "Write to jane@example.com, or to joe@example.com. The cat sat.",
@@ -167,6 +169,10 @@ def test_settings_that_would_have_no_effect_are_rejected():
         Cleaning(personal_data_names="names.txt")
     with pytest.raises(ConfigError, match="'passport', which is unknown"):
         Cleaning(personal_data="report", personal_data_kinds=["passport"])
+    with pytest.raises(ConfigError, match=r"personal_data_model is runs/ner, but personal_data is null"):
+        Cleaning(**MODEL)
+    with pytest.raises(ConfigError, match=r"personal_data_types is \['PER'\], but personal_data_model is null"):
+        Cleaning(personal_data="report", personal_data_types=["PER"])
 
 
 def test_masking_a_streamed_store_is_refused_and_dropping_is_not(tmp_path):
@@ -179,20 +185,56 @@ def test_masking_a_streamed_store_is_refused_and_dropping_is_not(tmp_path):
     assert len(datasets.Dataset.from_file(str(tmp_path / "b" / "data.arrow"))) == 1
 
 
+def test_names_by_a_model_are_masked_beside_other_finds(tmp_path):
+    texts = tmp_path / "texts"
+    texts.mkdir()
+    (texts / "a.txt").write_text("Write to JANE jane@example.com, not to Joe or DOE.")
+    (texts / "b.txt").write_text(PLAIN)
+    (tmp_path / "names.txt").write_text("Joe\n")
+    cleaning = Cleaning(personal_data="mask", personal_data_names=str(tmp_path / "names.txt"), **MODEL)
+    sources = {"texts": TextFiles(str(texts / "*.txt"))}
+    spec = StoreSpec(sources, VOCABULARY, tmp_path / "store", cleaning, names=Capitals(tmp_path / "log"))
+    made = prepare_store(spec)
+    assert stored_texts(made.folder)[0] == "write to [NAME] [EMAIL] , not to [NAME] or [NAME] ."
+    assert json.loads((made.folder / "card.json").read_text())["personal_data"]["finds"] == {"email": 1, "name": 3}
+    # Both passes need the names of each text, which is predicted once.
+    assert sorted((tmp_path / "log").read_text().splitlines()) == sorted([PLAIN, (texts / "a.txt").read_text()])
+    assert prepare_store(spec).reused
+    other = StoreSpec(sources, VOCABULARY, tmp_path / "store", cleaning, names=Capitals(tmp_path / "log", "ORG"))
+    with pytest.raises(DataError, match="made from other files or settings"):
+        prepare_store(other)
+
+
+def test_names_by_a_model_are_masked_alone_and_by_a_given_vocabulary(tmp_path):
+    (tmp_path / "a.txt").write_text("Write to JANE at jane@example.com.")
+    training = WordPieceTraining(vocab_size=400)
+    training.train(WordCounts(training.count(["write to name at . jane example com @"] * 9)), tmp_path / "given")
+    sources, given = {"texts": TextFiles(str(tmp_path / "a.txt"))}, GivenTokenizer(str(tmp_path / "given"))
+    cleaning = Cleaning(personal_data="mask", personal_data_kinds=[], **MODEL)
+    prepare_store(StoreSpec(sources, given, tmp_path / "store", cleaning, names=Capitals(tmp_path / "log")))
+    assert stored_texts(tmp_path / "store") == ["write to name at jane @ example . com ."]
+
+
 def test_killed_and_resumed_masking_gives_the_same_bytes(tmp_path, small_batches):
     texts = tmp_path / "texts"
     texts.mkdir()
     for number in range(14):
-        (texts / f"{number:02}.txt").write_text(f"Mail user{number}@example.com, text {number}. {PLAIN}")
-    pattern, cleaning = str(texts / "*.txt"), {"personal_data": "mask"}
+        (texts / f"{number:02}.txt").write_text(f"I am JOE, user{number}@example.com, text {number}. {PLAIN}")
+    pattern, cleaning = str(texts / "*.txt"), {"personal_data": "mask", **MODEL}
     folder = tmp_path / "stores"
     folder.mkdir()
-    num_stores = int(run_process(texts=pattern, folder=str(folder), every=41, cleaning=cleaning))
+    log = tmp_path / "killed.log"
+    num_stores = int(run_process(texts=pattern, folder=str(folder), every=53, cleaning=cleaning, capitals=str(log)))
     for workers in (0, 2):
-        spec = StoreSpec({"texts": TextFiles(pattern)}, VOCABULARY, tmp_path / f"whole{workers}", Cleaning(**cleaning))
+        sources, names = {"texts": TextFiles(pattern)}, Capitals(tmp_path / f"{workers}.log")
+        spec = StoreSpec(sources, VOCABULARY, tmp_path / f"whole{workers}", Cleaning(**cleaning), names=names)
         prepare_store(spec, num_workers=workers)
+        # The vocabulary and the encoding both need the names, but each text is predicted once.
+        assert len((tmp_path / f"{workers}.log").read_text().splitlines()) == 14
     whole = files_of(tmp_path / "whole0")
     assert num_stores > 2 and files_of(tmp_path / "whole2") == whole
-    assert json.loads(whole["card.json"])["personal_data"]["finds"] == {"email": 14}
+    assert json.loads(whole["card.json"])["personal_data"]["finds"] == {"email": 14, "name": 14}
     for number in range(num_stores):
         assert files_of(folder / str(number)) == whole, number
+    # At most one batch of each killed preparation is predicted again.
+    assert len(log.read_text().splitlines()) < 14 * num_stores + 5 * num_stores

@@ -23,9 +23,12 @@ from framework.data.reading.sources import TextFiles
 from framework.data.store.writer import StoreWriter
 from framework.data.tokenization.wordpiece_training import WordPieceTraining
 from framework.errors import DataError
+from tests.support.data.capital_names import Capitals
 
 CLEANING: dict[str, Any] = {}
 """Settings of cleaning for all preparations of this process."""
+MODELS: list[Capitals] = []
+"""Model that finds names, if any."""
 
 
 def prepare(texts: str, store: str, num_workers: int, progress: Progress) -> None:
@@ -34,7 +37,8 @@ def prepare(texts: str, store: str, num_workers: int, progress: Progress) -> Non
     card_files.draw_card = no_picture
     sources = {"texts": TextFiles(texts)}
     training = WordPieceTraining(vocab_size=200)
-    prepare_store(StoreSpec(sources, training, store, Cleaning(**CLEANING)), num_workers=num_workers, progress=progress)
+    spec = StoreSpec(sources, training, store, Cleaning(**CLEANING), names=next(iter(MODELS), None))
+    prepare_store(spec, num_workers=num_workers, progress=progress)
 
 
 def no_picture(content: Mapping[str, Any], path: Path, title: str) -> None:
@@ -130,9 +134,10 @@ def main() -> None:
 
     {"texts", "folder", "every"}: `killed_every_time`. {"texts", "store", "num_workers"}: prepares, with "killed"
     `kill_with_workers`, with "file_bytes" without room for larger files; an error's message goes to standard output.
-    All take "cleaning", settings of `Cleaning`.
+    All take "cleaning", settings of `Cleaning`, and "capitals", the log of a model that finds names.
     """
     options = json.loads(sys.argv[1])
+    MODELS.extend(Capitals(Path(log)) for log in [options.get("capitals")] if log)
     CLEANING.update(options.get("cleaning", {}))
     if CLEANING:
         Cleaning(**CLEANING).detection()  # imports its libraries once, before the forks
