@@ -30,8 +30,8 @@ from framework.data.fact_warnings import warnings_of
 from framework.data.facts import facts_of, without_texts
 from framework.distributed.processes.environment import process_info
 from framework.modules.evaluation import SplitEvaluation
+from framework.modules.explanations.split_explanations import explain_split
 from framework.modules.inference import Inference
-from framework.modules.split_explanations import explain_split
 from framework.tasks.explained_split import SplitExplanations
 from framework.tracking.analysis.content import split_analysis, worst_rows, write_analysis
 from framework.tracking.analysis.explanations import EXPLANATIONS, explanation_values

@@ -28,7 +28,7 @@ from framework.config.training_influence import TrainingRows, open_training_rows
 from framework.data.planning.plan import SequenceSource
 from framework.distributed.processes.environment import process_info
 from framework.errors import ConfigError
-from framework.modules.attribution import attribute
+from framework.modules.explanations.attribution import attribute
 from framework.tasks.explanation import TokenSpans
 from framework.tasks.task import Task
 from framework.tracking.console import open_console

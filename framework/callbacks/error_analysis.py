@@ -19,8 +19,8 @@ from framework.distributed.mesh import TENSOR
 from framework.errors import FrameworkError
 from framework.modules.encoder_module import EncoderModule
 from framework.modules.evaluation import SplitEvaluation
+from framework.modules.explanations.split_explanations import explain_split
 from framework.modules.inference import Inference
-from framework.modules.split_explanations import explain_split
 from framework.tasks.examination import ExaminedSplit
 from framework.tasks.explained_split import SplitExplanations
 from framework.tracking.analysis.content import split_analysis, worst_rows, write_analysis

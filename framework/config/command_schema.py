@@ -234,7 +234,7 @@ class ExplainConfig(PredictConfig):
     """Settings of `framework.explain`.
 
     Attributes:
-        method: Method, see `framework.modules.attribution.attribute`.
+        method: Method, see `framework.modules.explanations.attribution.attribute`.
         steps: Points of integrated gradients.
         explain: Score to explain: "label" the predicted one, "all" each label, or the name of a label.
         training_rows: Number of training rows with the largest influence for and against each explained score; 0: none.

@@ -7,8 +7,8 @@ import numpy as np
 from rich.text import Text
 
 from framework.data.tokenization.tokenizer import Tokenizer
-from framework.modules.attribution import Attribution
-from framework.modules.item_passes import word_indices
+from framework.modules.explanations.attribution import Attribution
+from framework.modules.explanations.item_passes import word_indices
 from framework.tasks.explanation import Explained, TokenSpans
 
 _COLOURS = {True: (0, 150, 0), False: (200, 0, 0)}

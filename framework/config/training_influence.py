@@ -19,8 +19,8 @@ from framework.config.weights import find_weights, read_adapter
 from framework.data.facts import split_location
 from framework.data.planning.plan import SequenceSource
 from framework.errors import ConfigError, DataError, reading_record
+from framework.modules.explanations.influence import influences
 from framework.modules.inference import Inference
-from framework.modules.influence import influences
 from framework.tasks.explanation import Explained, one_item
 from framework.tasks.step_level import StepLevelTask
 
@@ -64,7 +64,7 @@ class TrainingRows:
             explained: Explained scores.
 
         Returns:
-            (scores, items) float64, see `framework.modules.influence.influences`.
+            (scores, items) float64, see `framework.modules.explanations.influence.influences`.
 
         Raises:
             ConfigError: There are too many pairs, or the head has parameters without a rule.

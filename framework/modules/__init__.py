@@ -1,1 +1,1 @@
-"""The LightningModule, its Trainer, evaluation and inference."""
+"""The LightningModule, its Trainer, evaluation and inference; the passes of a step and explanations have folders."""

@@ -17,7 +17,7 @@ from framework.config.training_influence import open_training_rows
 from framework.data.reading.rows import Row
 from framework.errors import ConfigError, FrameworkError
 from framework.explain import chosen_names
-from framework.modules.influence import influences
+from framework.modules.explanations.influence import influences
 from framework.tasks.embedding.task import EmbeddingTask
 from framework.tasks.explanation import Explained
 from framework.tasks.question_answering.task import QuestionAnsweringTask

@@ -12,7 +12,7 @@ from framework.data.reading.rows import Row
 from framework.data.tokenization.tokenizer import Tokenizer
 from framework.distributed.parallel.precision import resolve_precision
 from framework.models.encoder import TransformerEncoder
-from framework.modules.attribution import Attribution, attribute
+from framework.modules.explanations.attribution import Attribution, attribute
 from framework.modules.inference import Inference
 from framework.tasks.embedding.task import EmbeddingTask
 from framework.tasks.explanation import Explained

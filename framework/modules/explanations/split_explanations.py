@@ -5,12 +5,12 @@ from collections.abc import Sequence
 import numpy as np
 
 from framework.data.tokenization.tokenizer import Tokenizer
-from framework.modules.attention_heads import read_attention
-from framework.modules.attribution import Attribution, attribute
 from framework.modules.evaluation import SplitEvaluation
-from framework.modules.faithfulness import measure_faithfulness
+from framework.modules.explanations.attention_heads import read_attention
+from framework.modules.explanations.attribution import Attribution, attribute
+from framework.modules.explanations.faithfulness import measure_faithfulness
+from framework.modules.explanations.item_passes import word_indices
 from framework.modules.inference import Inference
-from framework.modules.item_passes import word_indices
 from framework.tasks.explained_split import AttentionHeads, RowExplanation, SplitExplanations
 from framework.tasks.explanation import Explained
 

@@ -11,8 +11,8 @@ import torch
 
 from framework.data.planning.plan import SequenceSource
 from framework.data.tokenization.tokenizer import Tokenizer
+from framework.modules.explanations.item_passes import ItemPasses, Jobs
 from framework.modules.inference import Inference
-from framework.modules.item_passes import ItemPasses, Jobs
 from framework.random import key, mix
 from framework.tasks.explained_split import Faithfulness, RowExplanation
 

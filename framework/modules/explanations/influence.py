@@ -18,8 +18,8 @@ from torch.nn.functional import layer_norm
 from framework.data.planning.plan import SequenceSource
 from framework.data.tokenization.tokenizer import Tokenizer
 from framework.errors import ConfigError
+from framework.modules.explanations.item_passes import ItemPasses, Jobs
 from framework.modules.inference import Inference
-from framework.modules.item_passes import ItemPasses, Jobs
 from framework.nn.norm import LayerNorm, ResidualNorm
 from framework.tasks.explanation import Explained
 from framework.tasks.task import TaskModel

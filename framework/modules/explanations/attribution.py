@@ -16,8 +16,8 @@ from torch import Tensor
 from framework.data.planning.plan import SequenceSource
 from framework.data.tokenization.tokenizer import Tokenizer
 from framework.distributed.processes.agreement import check_agreement
+from framework.modules.explanations.item_passes import NO_WORD, ItemPasses, Jobs, word_indices
 from framework.modules.inference import Inference
-from framework.modules.item_passes import NO_WORD, ItemPasses, Jobs, word_indices
 from framework.tasks.explanation import Explained
 
 Method = Literal["integrated_gradients", "gradient", "leave_one_out", "attention_rollout"]

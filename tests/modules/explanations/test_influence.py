@@ -13,8 +13,8 @@ from framework.data.tokenization.tokenizer import Tokenizer
 from framework.distributed.parallel.precision import resolve_precision
 from framework.errors import ConfigError
 from framework.models.encoder import TransformerEncoder
+from framework.modules.explanations.influence import influenced_modules, influences
 from framework.modules.inference import Inference
-from framework.modules.influence import influenced_modules, influences
 from framework.tasks.explanation import Explained
 from framework.tasks.multiple_choice.data import ChoiceExample
 from framework.tasks.multiple_choice.features import choice_source

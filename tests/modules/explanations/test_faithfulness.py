@@ -11,7 +11,7 @@ from framework.batch import PackedBatch
 from framework.data.flat_source import FlatSource
 from framework.data.tokenization.tokenizer import Tokenizer
 from framework.distributed.parallel.precision import resolve_precision
-from framework.modules.faithfulness import measure_faithfulness
+from framework.modules.explanations.faithfulness import measure_faithfulness
 from framework.modules.inference import Inference
 from framework.tasks.explained_split import RowExplanation
 from tests.support.commands.in_process import tokenizer_folder

@@ -12,9 +12,9 @@ from framework.data.reading.rows import Row
 from framework.data.tokenization.tokenizer import Tokenizer
 from framework.distributed.parallel.precision import resolve_precision
 from framework.models.encoder import TransformerEncoder
-from framework.modules.attribution import Attribution, Method, attribute
+from framework.modules.explanations.attribution import Attribution, Method, attribute
+from framework.modules.explanations.item_passes import word_indices
 from framework.modules.inference import Inference
-from framework.modules.item_passes import word_indices
 from framework.tasks.explanation import Explained
 from framework.tasks.sequence_classification.task import SequenceClassificationTask
 from framework.tasks.task import TaskModel

@@ -6,8 +6,8 @@ import torch
 
 from framework.data.planning.plan import SequenceSource
 from framework.data.tokenization.tokenizer import Tokenizer
+from framework.modules.explanations.item_passes import ItemPasses, Jobs
 from framework.modules.inference import Inference
-from framework.modules.item_passes import ItemPasses, Jobs
 from framework.nn.attention import SelfAttention
 from framework.tasks.explained_split import AttentionHeads
 

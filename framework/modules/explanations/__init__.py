@@ -1,0 +1,1 @@
+"""Explanations of predictions: attributions of words, their faithfulness, attention, and influence of training rows."""
