@@ -175,7 +175,8 @@ def _head_config(
     if published_class.kind is not None:
         config |= published_class.kind.write(task_record, heads)
     if published_class.pooling_key is not None:
-        config[published_class.pooling_key] = _pooling(task_record)
+        pooling = _pooling(task_record)
+        config[published_class.pooling_key] = published_class.pooling_names.get(pooling, pooling)
     return config
 
 

@@ -8,12 +8,14 @@ from framework.errors import ConfigError, check_choice
 
 FAMILIES = (
     *("bert", "roberta", "xlm-roberta", "camembert", "distilbert", "electra", "mpnet", "deberta-v2", "modernbert"),
+    *("nomic_bert", "eurobert", "neobert"),
     *("vit", "clip", "siglip"),
 )
 _CHOICES = {
     "family": FAMILIES,
     "position_encoding": ("learned", "rotary", "none"),
     "norm_placement": ("post", "pre"),
+    "norm": ("layer", "rms"),
     "relative_bias": ("none", "bucketed", "disentangled"),
     "input_norm": ("embeddings", "first_layer", "both"),
     "patch_positions": ("factorised", "grid"),
@@ -80,6 +82,7 @@ class EncoderConfig:
         input_norm: Norms between the sums of embeddings and the first attention: "embeddings" (on the embeddings, which
             the residual stream then carries), "first_layer" (in the first layer's branch, ViT) or "both" (CLIP). The
             last two require pre-norm.
+        norm: "layer" (layer norm) or "rms" (division by the root mean square; norm_bias must be False).
         activation: Activation of the feed-forward block: "gelu" (erf), "gelu_tanh", "quick_gelu" (CLIP), "relu" or
             "silu".
         gated: True: feed-forward is down(activation(gate(x)) * up(x)) (Shazeer 2020), else down(activation(up(x))).
@@ -130,6 +133,7 @@ class EncoderConfig:
     pad_token_id: int = 0
     patch_size: int = 0
     patch_grid: int = PATCH_GRID
+    norm: str = "layer"
     embedding_size: int | None = None
     relative_bias: str = "none"
     relative_buckets: int = 32
@@ -207,6 +211,11 @@ class EncoderConfig:
                 f"model.embedding_size is {self.embedding_size}. It must be a width from 1 to "
                 f"{_AT_MOST['hidden_size']:,}. Change it, or set it to null for tables of the width of the encoder."
             )
+        if self.norm == "rms" and self.norm_bias:
+            raise ConfigError(
+                "model.norm is 'rms' and model.norm_bias is True. An RMS norm has no bias. Set model.norm_bias to "
+                "false."
+            )
         if self.relative_bias != "none":
             self._check_relative_bias()
         window = self.local_attention_window
@@ -223,6 +232,7 @@ class EncoderConfig:
             *(() if self.relative_bias != "none" else _OF_RELATIVE_BIAS),
             *(() if self.embedding_size is not None else ("embedding_size",)),
             *(() if self.input_norm != "embeddings" else ("input_norm",)),
+            *(() if self.norm != "layer" else ("norm",)),
         )
         return {name: value for name, value in asdict(self).items() if name not in left_out}
 

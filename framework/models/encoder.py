@@ -11,13 +11,16 @@ from framework.nn.embeddings import TokenEmbeddings
 from framework.nn.feed_forward import FeedForward, GatedFeedForward
 from framework.nn.grid_positions import GridPositions
 from framework.nn.layer import EncoderLayer
-from framework.nn.norm import LayerNorm, ResidualNorm
+from framework.nn.norm import LayerNorm, ResidualNorm, ResidualRMSNorm, RMSNorm
 from framework.nn.patch_embeddings import PatchEmbeddings
 from framework.nn.rotary import RotaryTable
 
 
-def _build_norm(config: EncoderConfig) -> LayerNorm:
-    return LayerNorm(config.hidden_size, config.norm_eps, config.norm_bias)
+def _build_norm(config: EncoderConfig, width: int | None = None) -> LayerNorm:
+    width = config.hidden_size if width is None else width
+    if config.norm == "rms":
+        return RMSNorm(width, config.norm_eps)
+    return LayerNorm(width, config.norm_eps, config.norm_bias)
 
 
 def _build_patch_embeddings(config: EncoderConfig) -> PatchEmbeddings | None:
@@ -37,7 +40,7 @@ def _build_embeddings(config: EncoderConfig) -> TokenEmbeddings:
         num_positions=config.max_position_embeddings if config.position_encoding == "learned" else 0,
         position_offset=config.position_offset,
         type_vocab_size=config.type_vocab_size,
-        norm=nn.Identity() if is_unnormed else LayerNorm(width, config.norm_eps, config.norm_bias),
+        norm=nn.Identity() if is_unnormed else _build_norm(config, width),
         dropout=HashedDropout(config.embedding_dropout, "embeddings"),
         patch_embeddings=_build_patch_embeddings(config),
         projection=None if width == config.hidden_size else nn.Linear(width, config.hidden_size),
@@ -45,6 +48,8 @@ def _build_embeddings(config: EncoderConfig) -> TokenEmbeddings:
 
 
 def _build_residual_norm(config: EncoderConfig) -> ResidualNorm:
+    if config.norm == "rms":
+        return ResidualRMSNorm(config.hidden_size, config.norm_eps)
     return ResidualNorm(config.hidden_size, config.norm_eps, config.norm_bias)
 
 

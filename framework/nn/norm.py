@@ -1,4 +1,4 @@
-"""Layer normalisation (Ba, Kiros, Hinton 2016) in fp32 for inputs of any floating dtype."""
+"""Layer norm (Ba, Kiros, Hinton 2016) and RMS norm of tokens, in fp32 for inputs of any floating dtype."""
 
 from typing import Literal
 
@@ -22,16 +22,41 @@ class LayerNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Maps (..., hidden) of any floating dtype to (..., hidden) fp32."""
+        return self.scaled(x)
+
+    def scaled(self, x: Tensor) -> Tensor:
+        """Returns the norm of (..., hidden), with weight and bias."""
         bias = None if self.bias is None else self.bias.float()
         return functional.layer_norm(x.float(), self.weight.shape, self.weight.float(), bias, self.eps)
+
+    def normalize(self, x: Tensor) -> Tensor:
+        """Returns the norm of (..., hidden) without weight and bias."""
+        return functional.layer_norm(x.float(), self.weight.shape, eps=self.eps)
 
     def extra_repr(self) -> str:
         """Returns the constructor arguments for `repr`."""
         return f"{self.weight.shape[0]}, eps={self.eps}, bias={self.bias is not None}"
 
 
+class RMSNorm(LayerNorm):
+    """Divides each token by its root mean square (Zhang and Sennrich 2019, arXiv:1910.07467). It has no bias."""
+
+    def __init__(self, hidden_size: int, eps: float) -> None:
+        super().__init__(hidden_size, eps, bias=False)
+
+    def scaled(self, x: Tensor) -> Tensor:
+        """Returns the norm of (..., hidden), with its weight."""
+        return functional.rms_norm(x.float(), self.weight.shape, self.weight.float(), self.eps)
+
+    def normalize(self, x: Tensor) -> Tensor:
+        """Returns the norm of (..., hidden) without its weight."""
+        return functional.rms_norm(x.float(), self.weight.shape, eps=self.eps)
+
+
 class ResidualNorm(LayerNorm):
     """Norm of a residual branch's sum. On CUDA, dropout, sum, norm and casts are one kernel (`norm_cuda`)."""
+
+    is_fused = True
 
     def forward(  # type: ignore[override]
         self,
@@ -55,7 +80,7 @@ class ResidualNorm(LayerNorm):
         Returns:
             The requested results in order, each (tokens, hidden).
         """
-        if has_kernel(branch):
+        if self.is_fused and has_kernel(branch):
             from framework.nn.norm_cuda import fused_residual_norm
 
             results = fused_residual_norm(
@@ -63,6 +88,12 @@ class ResidualNorm(LayerNorm):
             )
         else:
             total = dropout(branch, dropout_keys, residual=residual)
-            normed = super().forward(total)
+            normed = self.scaled(total)
             results = {"sum": total, "normed": normed, "operand": normed}
         return tuple(results[name] for name in outputs)
+
+
+class ResidualRMSNorm(RMSNorm, ResidualNorm):
+    """RMS norm of a residual branch's sum, without a kernel of its own."""
+
+    is_fused = False

@@ -9,7 +9,7 @@ from typing import Any
 
 from framework.errors import CheckpointError
 from framework.models.config import EncoderConfig
-from framework.published.bert import DEFAULTS, IGNORED, read_shared_config, shared_layer_rules, write_shared_config
+from framework.published.bert import DEFAULTS, IGNORED, MLM, read_shared_config, shared_layer_rules, write_shared_config
 from framework.published.family import Family, PublishedClass
 from framework.published.kinds import (
     MULTIPLE_CHOICE,
@@ -149,10 +149,10 @@ DEBERTA = Family(
     classes=lambda _config: _CLASSES,
     base_rules=(),
     named_rules=_MLM,
-    tied=frozenset({f"{_HEAD}.decoder.weight"}),
+    tied=frozenset({"cls.predictions.decoder.weight"}),
     # The tables of positions belong to checkpoints, although v3 does not use them.
-    ignored=IGNORED | {f"{_HEAD}.decoder.bias", "embeddings.position_embeddings.weight"},
+    ignored=IGNORED | {"cls.predictions.decoder.bias", "embeddings.position_embeddings.weight"},
     special_tokens={},
-    older_names={"cls.predictions.transform.": f"{_HEAD}.", "cls.predictions.": f"{_HEAD}."},
+    older_rules=lambda _config: [*MLM],
     pooler_activation="gelu",
 )

@@ -10,9 +10,12 @@ from framework.published.clip import CLIP, SIGLIP
 from framework.published.deberta import DEBERTA
 from framework.published.distilbert import DISTILBERT
 from framework.published.electra import ELECTRA
+from framework.published.eurobert import EUROBERT
 from framework.published.family import Family
 from framework.published.modernbert import MODERNBERT
 from framework.published.mpnet import MPNET
+from framework.published.neobert import NEOBERT
+from framework.published.nomic import NOMIC_BERT
 from framework.published.roberta import CAMEMBERT, ROBERTA, XLM_ROBERTA
 from framework.published.vit import VIT
 
@@ -26,6 +29,9 @@ FAMILIES: dict[str, Family] = {
     "mpnet": MPNET,
     "deberta-v2": DEBERTA,
     "modernbert": MODERNBERT,
+    "nomic_bert": NOMIC_BERT,
+    "eurobert": EUROBERT,
+    "neobert": NEOBERT,
     "vit": VIT,
     "clip": CLIP,
     "siglip": SIGLIP,

@@ -22,7 +22,7 @@ _ACTIVATIONS = {
 }
 _PUBLISHED_ACTIVATIONS = {ours: theirs for theirs, ours in _ACTIVATIONS.items()}
 
-_PLAIN: dict[str, Any] = {"embedding_size": None, "relative_bias": "none"}
+_PLAIN: dict[str, Any] = {"embedding_size": None, "relative_bias": "none", "norm": "layer", "input_norm": "embeddings"}
 """Values that an encoder has in every family that does not state others."""
 
 BASE_SUFFIX = "Model"
@@ -53,6 +53,8 @@ class PublishedClass:
         head_rules: Rules for tensors of the head outside the base model.
         poolings: Poolings that the class supports, the default first; empty if it does not pool.
         pooling_key: Key of config.json that names the pooling; None if the class supports only one.
+        pooling_names: Values of that key by our name of the pooling; empty if they are the same. A head with another
+            value is not read.
         extra_prefixes: Name prefixes of further tensors that an exported head may have. The scores of the class do not
             depend on them.
     """
@@ -63,7 +65,15 @@ class PublishedClass:
     head_rules: tuple[Rule, ...] = ()
     poolings: tuple[str, ...] = ()
     pooling_key: str | None = None
+    pooling_names: Mapping[str, str] = field(default_factory=dict)
     extra_prefixes: tuple[str, ...] = ()
+
+    def read_pooling(self, published: Mapping[str, Any]) -> str | None:
+        """Returns our name of the pooling in config.json; None if Cloze lacks it."""
+        if not self.pooling_names:
+            return str(published.get(self.pooling_key or "", self.poolings[0]))
+        ours = {theirs: name for name, theirs in self.pooling_names.items()}
+        return ours.get(str(published.get(self.pooling_key or "")))
 
     @property
     def names(self) -> frozenset[str]:
@@ -88,10 +98,12 @@ class Family:
         tied: Published tensors that repeat the word embeddings.
         ignored: Published tensors that hold no information of their own.
         special_tokens: Keys of config.json for special token ids other than padding, each with its token.
-        older_names: Beginnings of names in older folders, each with the one that replaces it.
+        older_rules: Returns rules for the names of older folders, which are only read. Published names lack the prefix.
+        older_prefixes: Prefixes of the base model's tensors in older folders.
         pooler_activation: Activation between the dense layer of a pooled vector and the classifier.
         transform_activation: Activation of the transform before the decoder over the vocabulary; None: that of the
             encoder.
+        transform_has_bias: True if the dense layer of the transform has a bias although the encoder has none.
         transforms_scores: True if this transform also precedes the scores of every other head (ModernBERT).
         counts_after_padding: True if positions are counted from the id after the padding id (RoBERTa).
         pixels: For vision towers the mean and the standard deviation of pixels in [0, 1] by channel, by which pictures
@@ -109,9 +121,11 @@ class Family:
     tied: frozenset[str]
     ignored: frozenset[str]
     special_tokens: Mapping[str, Literal["cls", "sep"]]
-    older_names: Mapping[str, str] = field(default_factory=dict)
+    older_rules: Callable[[EncoderConfig], list[Rule]] = lambda _config: []
+    older_prefixes: tuple[str, ...] = ()
     pooler_activation: str = "tanh"
     transform_activation: str | None = None
+    transform_has_bias: bool = False
     transforms_scores: bool = False
     counts_after_padding: bool = False
     pixels: tuple[tuple[float, ...], tuple[float, ...]] | None = None
@@ -183,6 +197,21 @@ def read_activation(published: str) -> str:
 def write_activation(ours: str) -> str:
     """Returns the published name of our activation."""
     return _PUBLISHED_ACTIVATIONS[ours]
+
+
+def read_theta(published: Mapping[str, Any], default: float) -> float:
+    """Returns the rotary base of all layers, from the keys of transformers 5 or of earlier versions.
+
+    Raises:
+        CheckpointError: The positions are scaled or extended in a way that Cloze lacks.
+    """
+    parameters = published.get("rope_parameters") or published.get("rope_scaling") or {}
+    kind = parameters.get("rope_type", parameters.get("type", "default"))
+    if kind != "default":
+        raise CheckpointError(
+            f"rope_type={kind!r} is unknown. Only 'default' rotary positions can be read. Choose another model."
+        )
+    return parameters.get("rope_theta", published.get("rope_theta", default))
 
 
 def check_expressible(config: EncoderConfig, needed: Mapping[str, Any]) -> None:

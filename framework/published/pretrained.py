@@ -103,19 +103,26 @@ def _load(source: str, folder: Path) -> PretrainedWeights:
     config = _read_config(folder, family, published, export_record)
     tensors = _canonical(parts.tensors, family)
     published_class = family.import_class(config, str((published.get("architectures") or [""])[0]))
+    if published_class is not None and published_class.poolings and published_class.read_pooling(published) is None:
+        published_class = None  # its scores have a pooling that Cloze lacks
     encoder_rules, head_rules = family.encoder_rules(config), family.import_rules(published_class)
     extra = {name: each.float() for name, each in read_optional_safetensors(folder / EXTRA_WEIGHTS_FILE).items()}
     extra_heads = {name: tensor for name, tensor in extra.items() if not name.startswith("encoder.")}
-    encoder = to_ours(encoder_rules, tensors, config.num_heads)
+    older_rules = family.older_rules(config)
+    older = to_ours(older_rules, tensors, config.num_heads)
+    older_heads = {name: tensor for name, tensor in older.items() if name.startswith("mlm.")}
+    encoder = {name: tensor for name, tensor in older.items() if name not in older_heads}
+    encoder |= to_ours(encoder_rules, tensors, config.num_heads)
     if family.pixels is not None:
         encoder = with_pixels(encoder, folder, *family.pixels)
     encoder |= part_of(extra, "encoder.")
     _check_complete(source, config, encoder)
-    heads = to_ours(head_rules, tensors, config.num_heads)
+    heads = older_heads | to_ours(head_rules, tensors, config.num_heads)
     untied = _drop_untied(heads, tensors, family, encoder["embeddings.word_embeddings.weight"])
     if export_record:
         _check_labels(folder / EXPORT_RECORD_FILE, export_record.get("task") or {}, heads | extra_heads)
-    used = {name for rule in [*encoder_rules, *head_rules] for name in rule.theirs} | family.tied | family.ignored
+    rules = [*encoder_rules, *head_rules, *older_rules]
+    used = {name for rule in rules for name in rule.theirs} | family.tied | family.ignored
     return PretrainedWeights(
         source=source,
         config=config,
@@ -184,13 +191,11 @@ def _canonical(tensors: Mapping[str, Tensor], family: Family) -> dict[str, Tenso
     """Returns published tensors in fp32, without the base model's prefix and with current names of norms."""
     canonical = {}
     for name, tensor in tensors.items():
-        name = name.removeprefix(family.prefix)
+        for prefix in (family.prefix, *family.older_prefixes):
+            name = name.removeprefix(prefix)
         for old, new in _OLD_NORM_NAMES.items():
             if name.endswith(old):
                 name = name.removesuffix(old) + new
-        for old, new in family.older_names.items():
-            if name.startswith(old):
-                name = new + name.removeprefix(old)
         canonical[name] = tensor.float() if tensor.is_floating_point() else tensor
     return canonical
 
@@ -242,7 +247,7 @@ def _published_task_record(
         return {}
     task_record = published_class.kind.read(published, heads)
     if published_class.poolings:
-        task_record["pooling"] = published.get(published_class.pooling_key or "", published_class.poolings[0])
+        task_record["pooling"] = published_class.read_pooling(published)
     return task_record
 
 

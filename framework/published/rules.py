@@ -1,7 +1,7 @@
 """Rules that rename and regroup tensors between our layout and published ones, in both directions."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -62,6 +62,29 @@ class Rule:
     to_theirs: Regroup = _unchanged
 
 
+def _repeat_heads(tensors: Sequence[Tensor], num_heads: int) -> list[Tensor]:
+    """Joins query, key and value. Key and value heads that several queries share are repeated for each of them."""
+    size = tensors[0].shape[0] // num_heads
+    whole = [
+        tensor.unflatten(0, (-1, size)).repeat_interleave(num_heads * size // tensor.shape[0], dim=0).flatten(0, 1)
+        for tensor in tensors
+    ]
+    return join_qkv(whole, num_heads)
+
+
+def _halves_of_pairs(tensor: Tensor, num_heads: int) -> Tensor:
+    """Reorders the channels of each of (heads, 3) parts but the last from (pair, 2) to (2, pair)."""
+    parts = tensor.unflatten(0, (num_heads, 3, -1)).clone()
+    parts[:, :2] = parts[:, :2].unflatten(2, (-1, 2)).transpose(2, 3).flatten(2, 3)
+    return parts.flatten(0, 2)
+
+
+def _pairs_of_halves(tensor: Tensor, num_heads: int) -> Tensor:
+    parts = tensor.unflatten(0, (num_heads, 3, -1)).clone()
+    parts[:, :2] = parts[:, :2].unflatten(2, (2, -1)).transpose(2, 3).flatten(2, 3)
+    return parts.flatten(0, 2)
+
+
 def renamed(ours: str, theirs: str, bias: bool = True) -> list[Rule]:
     """Returns rules for the weight and optional bias of one module that has another published name."""
     return [Rule((f"{ours}.{kind}",), (f"{theirs}.{kind}",)) for kind in _kinds(bias)]
@@ -72,6 +95,23 @@ def fused_qkv(ours: str, theirs: tuple[str, str, str], bias: bool) -> list[Rule]
     return [
         Rule((f"{ours}.{kind}",), tuple(f"{name}.{kind}" for name in theirs), join_qkv, split_qkv)
         for kind in _kinds(bias)
+    ]
+
+
+def grouped_qkv(ours: str, theirs: tuple[str, str, str], bias: bool) -> list[Rule]:
+    """Returns rules as `fused_qkv` for published layers whose keys and values may have fewer heads than the queries."""
+    return [replace(rule, to_ours=_repeat_heads) for rule in fused_qkv(ours, theirs, bias)]
+
+
+def interleaved_qkv(ours: str, theirs: str) -> list[Rule]:
+    """Returns a rule for a fused weight in our order whose rotary pairs are neighbouring channels (2i, 2i + 1)."""
+    return [
+        Rule(
+            (f"{ours}.weight",),
+            (f"{theirs}.weight",),
+            lambda tensors, num_heads: [_halves_of_pairs(tensors[0], num_heads)],
+            lambda tensors, num_heads: [_pairs_of_halves(tensors[0], num_heads)],
+        )
     ]
 
 

@@ -63,8 +63,9 @@ class PredictionTransform(nn.Module):
     def __init__(self, config: EncoderConfig, width: int | None = None) -> None:
         super().__init__()
         width = config.hidden_size if width is None else width
-        self.dense = nn.Linear(config.hidden_size, width, bias=config.bias)
-        self.activation = ACTIVATIONS[FAMILIES[config.family].transform_activation or config.activation]
+        family = FAMILIES[config.family]
+        self.dense = nn.Linear(config.hidden_size, width, bias=config.bias or family.transform_has_bias)
+        self.activation = ACTIVATIONS[family.transform_activation or config.activation]
         self.norm = LayerNorm(width, config.norm_eps, config.norm_bias)
 
     def forward(self, x: Tensor) -> Tensor:

@@ -229,7 +229,9 @@ def _recorder(calls: _Calls) -> Callable[[nn.Module, tuple[Any, ...], Any], None
             x = branch.detach().float() + residual.detach()
             normed = {id(each): each for name, each in zip(names, output, strict=True) if name != "sum"}
             outputs = list(normed.values())
-        if isinstance(module, LayerNorm | nn.LayerNorm):
+        if isinstance(module, LayerNorm):
+            x = module.normalize(x)
+        elif isinstance(module, nn.LayerNorm):
             x = layer_norm(x, x.shape[-1:], None, None, module.eps)
         calls.inputs.append(x)
         calls.outputs.append(outputs)

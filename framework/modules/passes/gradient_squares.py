@@ -17,7 +17,7 @@ from torch.nn import functional
 
 from framework.modules.passes.row_units import RowUnits, in_parts, with_zero_row
 from framework.nn.lora import LoraLinear, LowRankUpdate
-from framework.nn.norm import LayerNorm, ResidualNorm
+from framework.nn.norm import LayerNorm, ResidualNorm, ResidualRMSNorm, RMSNorm
 from framework.tasks.pretraining.head import TiedDecoder
 from framework.tasks.sequence_classification.head import Classifier
 
@@ -213,9 +213,7 @@ def _kept_norm(module: LayerNorm, x: Tensor, outputs: tuple[Tensor, ...]) -> Kep
         gradient = (
             gradients[0].float() if len(gradients) == 1 else torch.stack([each.float() for each in gradients]).sum(0)
         )
-        normed: list[tuple[Tensor, Tensor]] = [
-            (module.weight, gradient * functional.layer_norm(x.float(), x.shape[-1:], eps=module.eps))
-        ]
+        normed: list[tuple[Tensor, Tensor]] = [(module.weight, gradient * module.normalize(x))]
         return normed * has_weight + ([] if bias is None else [(bias, gradient)])
 
     def squares(gradients: Sequence[Tensor], units: RowUnits) -> Tensor:
@@ -238,6 +236,8 @@ RULES: Mapping[type[nn.Module], Rule] = {
     LowRankUpdate: _low_rank,
     LayerNorm: _norm,
     ResidualNorm: _residual_norm,
+    RMSNorm: _norm,
+    ResidualRMSNorm: _residual_norm,
 }
 """Rule of each kind of module, for its own parameters. Subclasses need a rule of their own. The tape has the rule of
 `TokenEmbeddings`, whose tables share one gradient."""

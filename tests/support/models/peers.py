@@ -35,6 +35,21 @@ CONFIGS: dict[str, transformers.PreTrainedConfig] = {
     ),
     # Distances beyond 8 tokens share buckets.
     "mpnet": transformers.MPNetConfig(**SHAPE, vocab_size=99, intermediate_size=64, max_position_embeddings=66),
+    "nomic_bert": transformers.NomicBertConfig(
+        **SHAPE, vocab_size=99, intermediate_size=48, max_position_embeddings=64
+    ),
+    # Two queries share each key and value.
+    "eurobert": transformers.EuroBertConfig(
+        **SHAPE,
+        vocab_size=99,
+        intermediate_size=48,
+        max_position_embeddings=64,
+        num_key_value_heads=2,
+        pad_token_id=0,
+        bos_token_id=1,
+        eos_token_id=2,
+        classifier_pooling="mean",
+    ),
     # Distances beyond 4 tokens share rows.
     "deberta-v2": transformers.DebertaV2Config(
         **SHAPE,
