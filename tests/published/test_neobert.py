@@ -124,5 +124,5 @@ def test_a_width_that_the_class_lacks(folder):
     state = {f"encoder.{name}": tensor for name, tensor in weights.encoder.items()}
     config = dataclasses.replace(weights.config, intermediate_size=44)
     (folder / "tokenizer").mkdir()
-    with pytest.raises(CheckpointError, match="model.intermediate_size is 44"):
+    with pytest.raises(CheckpointError, match="intermediate_size is 44"):
         export_huggingface(folder / "export", config, state, "embedding", make_tokenizer(folder / "tokenizer", 0), {})
