@@ -20,6 +20,7 @@ from framework.distributed.processes.environment import ProcessInfo
 from framework.modules.encoder_module import EncoderModule
 from framework.modules.passes.captured import CudaGraphs
 from framework.privacy.secret import SECRET_BYTES
+from framework.tracking.loggers import check_loggers
 
 logger = logging.getLogger(__name__)
 
@@ -65,6 +66,7 @@ def assemble_run(
     precision = resolve_precision(scaling.name, device_type, scaling.init_scale, scaling.growth_interval)
     if device_type == "cuda" or not settings.check:
         check_device(settings, precision, device_type)
+    check_loggers(settings.logger)
     parts = build_parts(settings, info.world_size)
     strategy = settings.strategy
     backend = resolve_compile(

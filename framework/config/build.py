@@ -12,6 +12,7 @@ from framework.config.checks import (
     check_compiled_items,
     check_early_stopping,
     check_enough_sequences,
+    check_profile,
     check_regularization,
     check_relative_bias,
     check_sequence_lengths,
@@ -138,6 +139,7 @@ def build_parts(settings: TrainConfig, world_size: int) -> Parts:
     num_sequences = len(sources["train"])
     every = settings.trainer.val_every_n_steps or steps_per_epoch(num_sequences, size)
     max_steps = run_length(settings.trainer, size, num_sequences, task.wraps_epochs)
+    check_profile(settings.trainer, max_steps)
     return Parts(
         tokenizer,
         config,

@@ -311,6 +311,19 @@ def check_enough_sequences(sources: Mapping[str, SequenceSource], num_ranks: int
         )
 
 
+def check_profile(trainer: TrainerConfig, max_steps: int) -> None:
+    """Checks that the run reaches the steps that are profiled.
+
+    Raises:
+        ConfigError: The last step of the run is before the first of them.
+    """
+    if trainer.profile is not None and trainer.profile[0] > max_steps:
+        raise ConfigError(
+            f"`trainer.profile` is {list(trainer.profile)}, but the run has {max_steps:,} steps. The first step to "
+            "record must be one of them. Choose earlier steps."
+        )
+
+
 def check_early_stopping(trainer: TrainerConfig, sources: Mapping[str, SequenceSource]) -> None:
     """Checks that early stopping has a validation split.
 

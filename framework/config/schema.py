@@ -60,6 +60,7 @@ class TrainerConfig:
     log_every_n_steps: int = 10
     report_examples: int | None = 20
     report_explanations: int = 32
+    profile: tuple[int, int] | None = None
 
     checkpoint_every_n_steps: int | None = None
     checkpoint_async: bool = True
@@ -150,6 +151,11 @@ class TrainerConfig:
         at_least("trainer", self, 0, "num_workers", "gradient_clip", "keep_best", "max_non_finite_steps")
         at_least("trainer", self, 1, "early_stopping_patience")
         at_least("trainer", self, 0, "early_stopping_min_delta", "report_examples", "report_explanations")
+        if self.profile is not None and (len(self.profile) != 2 or not 1 <= self.profile[0] <= self.profile[1]):
+            raise ConfigError(
+                f"`trainer.profile` is {list(self.profile)}. It must be the first and the last step to record, counted "
+                "from 1. Write, for example, trainer.profile=[10,15]."
+            )
         if self.ema_decay is not None and not 0.0 < self.ema_decay < 1.0:
             raise ConfigError(
                 f"`trainer.ema_decay` is {self.ema_decay}. It must be greater than 0 and less than 1. A usual value is "

@@ -17,6 +17,7 @@ from framework.callbacks.data_lines import DataLines
 from framework.callbacks.early_stopping import Patience
 from framework.callbacks.error_analysis import ErrorAnalysis
 from framework.callbacks.plan_line import WeightsLine
+from framework.callbacks.profile import Profile
 from framework.callbacks.resume import Resume
 from framework.callbacks.standard import Endings, standard_callbacks
 from framework.callbacks.throughput import Throughput
@@ -31,6 +32,7 @@ from framework.config.run_folder import (
     TOKENIZER_FOLDER,
     RunFolder,
     check_same_data,
+    read_config,
     write_start,
 )
 from framework.config.run_records import begin_records, report_damaged_records
@@ -54,6 +56,7 @@ from framework.modules.trainer import build_trainer
 from framework.published.starting_head import describe_start
 from framework.tasks.task import Task
 from framework.tracking.data_facts import write_data_facts
+from framework.tracking.loggers import open_loggers
 from framework.tracking.run_files import BEST_METRIC
 from framework.tracking.study import StudyTrial
 from framework.tracking.summary_file import read_summary
@@ -212,7 +215,7 @@ def build_run_trainer(
         parts.task,
         retention_of(settings.trainer, parts.task),
         resume=_resume(settings, folder),
-        loggers=_loggers(settings, folder.path) if info.rank == 0 else (),
+        loggers=_loggers(settings, folder) if info.rank == 0 else (),
         throughput=Throughput(Timings(), _step_flops(parts), peak_flops(device_type, info.world_size)),
         plan=plan,
         timeout_seconds=settings.trainer.timeout_seconds,
@@ -247,6 +250,8 @@ def _first_callbacks(
 ) -> list[Callback]:
     """Returns the callbacks that run before the standard ones: reports at the start, and optional callbacks."""
     callbacks: list[Callback] = [DataLines(_facts(parts, settings.trainer.report_examples), folder.path)]
+    if settings.trainer.profile is not None:
+        callbacks.append(Profile(folder.path, *settings.trainer.profile))
     if settings.trainer.micro_batch_tokens == "auto":
         memory = CudaMemory(torch.device("cuda", info.local_rank)) if device_type == "cuda" else None
         callbacks.append(AutoBudget(memory))
@@ -255,7 +260,7 @@ def _first_callbacks(
     if parts.weights is not None and folder.checkpoint is None:
         callbacks.append(WeightsLine(describe_start(parts.model, parts.weights)))
     if settings.trainer.report_examples is not None:
-        examples, goes_to_wandb = settings.trainer.report_examples, settings.logger.name == "wandb"
+        examples, goes_to_wandb = settings.trainer.report_examples, settings.logger.wandb
         explanations = settings.trainer.report_explanations
         callbacks.append(
             ErrorAnalysis(folder.path, parts.tokenizer, examples, goes_to_wandb, num_explanations=explanations)
@@ -291,5 +296,7 @@ def _resume(settings: TrainConfig, folder: RunFolder) -> Resume | None:
     return Resume(folder.checkpoint, folder.checkpoints, settings.run.verify, folder.falls_back, accepts)
 
 
-def _loggers(settings: TrainConfig, folder: Path) -> list[Logger]:
-    return [] if settings.logger.name == "none" else [open_wandb_run(folder, settings.logger)]
+def _loggers(settings: TrainConfig, folder: RunFolder) -> list[Logger]:
+    step = 0 if folder.checkpoint is None else step_of(folder.checkpoint)
+    wandb = [open_wandb_run(folder.path, settings.logger)] if settings.logger.wandb else []
+    return [*wandb, *open_loggers(folder.path, read_config(folder.path), settings.logger, step)]

@@ -38,7 +38,7 @@ def log_model_if_configured(run_folder: Path, settings: LoggerConfig, trust: Seq
         trust: Modules that the config of this run names.
     """
     summary = read_summary(run_folder)
-    if settings.name != "wandb" or not settings.log_model or summary is None or summary["ended"] != "finished":
+    if not settings.wandb or not settings.log_model or summary is None or summary["ended"] != "finished":
         return
     export = ExportConfig(run=str(run_folder.resolve()), trust=tuple(trust))
     write_export(run_folder / EXPORT_FOLDER, run_folder, export, open_trained(export))

@@ -6,19 +6,25 @@ from typing import Literal
 
 @dataclass(frozen=True)
 class LoggerConfig:
-    """Tracking of metrics outside the run folder.
+    """Tracking of metrics outside the run folder. Several loggers may be on.
 
     Attributes:
-        name: "none", or "wandb" (Weights & Biases).
-        project: Project on the server.
+        wandb: Log to Weights & Biases.
+        tensorboard: Write event files for TensorBoard into the run folder.
+        csv: Write csv/metrics.csv into the run folder.
+        mlflow: Log to MLflow.
+        project: Project on the server of W&B; experiment of MLflow.
         group: Group of runs on the server; null: in a sweep the name of the sweep, else none.
         job_type: Kind of run within its group; null: in a sweep the values of the job, else "train".
         tags: Tags for searching the run.
-        mode: "online", "offline", or "auto": online if an API key is configured.
-        log_model: Export the run when it has finished, and log the export as an artifact.
+        mode: W&B: "online", "offline", or "auto": online if an API key is configured.
+        log_model: W&B: export the run when it has finished, and log the export as an artifact.
     """
 
-    name: Literal["none", "wandb"]
+    wandb: bool = False
+    tensorboard: bool = False
+    csv: bool = False
+    mlflow: bool = False
     project: str = "cloze"
     group: str | None = None
     job_type: str | None = None

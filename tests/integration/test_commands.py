@@ -4,6 +4,7 @@
 Each case runs the `main` of a command in this process, in an empty folder, on tiny data.
 """
 
+import importlib.util
 import json
 import os
 import re
@@ -408,9 +409,10 @@ def test_the_choice_of_a_group_is_a_name_whatever_it_looks_like(here, call, over
 def test_a_secret_of_the_environment_does_not_reach_the_logger(here, call, monkeypatch):
     monkeypatch.setenv("SOME_TOKEN", "secret-76543210")
     monkeypatch.delenv("WANDB_MODE", raising=False)
+    installed = [name for name in ("tensorboard", "mlflow") if importlib.util.find_spec(name)]
     arguments = [
         *(argument for argument in FINETUNE if argument != "logger=none"),
-        "logger=wandb",
+        f"logger=[{','.join(['wandb', 'csv', *installed])}]",
         "logger.mode=offline",
     ]
     outcome = call("train", *arguments, "tokenizer.fallback='folder/${oc.env:SOME_TOKEN}'")

@@ -21,7 +21,7 @@ from framework.tracking.wandb.logger import build_wandb_logger
 from framework.tracking.logger_config import LoggerConfig
 import framework.callbacks.standard
 assert not any(name.split(".")[0] == "wandb" for name in sys.modules), "imported before a logger was built"
-settings = LoggerConfig("wandb", group="sweep", tags=("a",))
+settings = LoggerConfig(wandb=True, group="sweep", tags=("a",))
 logger = build_wandb_logger(Path(sys.argv[1]), "my run/7", {"seed": 3}, settings)
 logger.log_metrics({"train/loss": 2.5}, step=12)
 logger.log_metrics({"train/loss": 2.0}, step=13)
@@ -81,7 +81,7 @@ def test_credentials_are_read_from_the_files_of_wandb(bare_environment: Path, mo
 
 def test_an_unknown_mode_is_rejected(tmp_path: Path):
     with pytest.raises(ConfigError, match=r"logger\.mode is 'sometimes'"):
-        build_wandb_logger(tmp_path, "run", {}, LoggerConfig("wandb", mode="sometimes"))
+        build_wandb_logger(tmp_path, "run", {}, LoggerConfig(wandb=True, mode="sometimes"))
 
 
 def test_without_a_key_it_runs_offline_and_opens_no_connection(bare_environment: Path):
@@ -124,7 +124,7 @@ from pathlib import Path
 from framework.tracking.wandb.logger import build_wandb_logger
 from framework.tracking.logger_config import LoggerConfig
 start = time.monotonic()
-logger = build_wandb_logger(Path(sys.argv[1]), "far", {"seed": 3}, LoggerConfig("wandb"))
+logger = build_wandb_logger(Path(sys.argv[1]), "far", {"seed": 3}, LoggerConfig(wandb=True))
 logger.log_metrics({"train/loss": 2.5}, step=12)
 logger.finalize("success")
 print("offline" if logger.experiment.offline else "online", time.monotonic() - start < 60)
