@@ -1,7 +1,7 @@
 """Opens Lightning's loggers for TensorBoard, CSV and MLflow, on rank 0 only. Their packages are imported when used.
 
 The folder of a run keeps its own records with any logger. Each row is logged with its step, and a run that resumes goes
-on in the same files or under the same id. `framework.tracking.wandb` opens Weights & Biases.
+on in the same files or under the same id. `framework.tracking.wandb.logger` opens Weights & Biases.
 """
 
 import importlib.util
