@@ -49,10 +49,21 @@ def family_of(published: Mapping[str, Any], source: object) -> Family:
         CheckpointError: The family is unknown; the message names all known ones and the nearest.
     """
     model_type = published.get("model_type")
+    if model_type is None:
+        model_type = _type_of_class(published)
     if isinstance(model_type, str) and model_type in FAMILIES:
         return FAMILIES[model_type]
-    nearest = difflib.get_close_matches(str(model_type), FAMILIES, n=1, cutoff=0.0)[0]
+    nearest = difflib.get_close_matches(str(model_type or ""), FAMILIES, n=1)
+    hint = f"; the nearest name is {nearest[0]}" if nearest else ""
     raise CheckpointError(
-        f"{source} has model_type={model_type!r}. Known families are {', '.join(FAMILIES)}; the nearest name is "
-        f"{nearest}. Choose a model of one of these families."
+        f"{source} has model_type={model_type!r}. Known families are {', '.join(FAMILIES)}{hint}. Choose a model of "
+        "one of these families."
     )
+
+
+def _type_of_class(published: Mapping[str, Any]) -> str | None:
+    """Returns the family that the name of the class states. Folders of the first versions have no `model_type`."""
+    name = str((published.get("architectures") or [""])[0])
+    prefixes = {family.class_prefix: model_type for model_type, family in FAMILIES.items()}
+    fitting = [prefix for prefix in prefixes if name.startswith((f"{prefix}For", f"{prefix}Model"))]
+    return prefixes[fitting[0]] if fitting else None

@@ -46,11 +46,12 @@ def _unnamed(num_labels: int) -> list[str]:
 
 
 def _read_labels(published: Mapping[str, Any], heads: Mapping[str, Tensor]) -> dict[str, Any]:
-    """Reads the label names. Uses default names if their number differs from the number of scores."""
-    id2label = published.get("id2label") or {}
-    names = [str(label) for _, label in sorted(id2label.items(), key=lambda item: int(item[0]))]
+    """Reads the label names. Scores without a name have a default name; all have one if there are more names."""
+    names = {int(index): str(label) for index, label in (published.get("id2label") or {}).items()}
     num_labels = heads["classifier.weight"].shape[0] if "classifier.weight" in heads else len(names)
-    return {"labels": names if len(names) == num_labels else _unnamed(num_labels)}
+    unnamed = _unnamed(num_labels)
+    fits = all(0 <= index < num_labels for index in names)
+    return {"labels": [names.get(index, default) for index, default in enumerate(unnamed)] if fits else unnamed}
 
 
 def _write_classification(task_record: Mapping[str, Any], heads: Mapping[str, Tensor]) -> dict[str, Any]:

@@ -10,8 +10,12 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from framework.errors import CheckpointError
+from framework.published.families import FAMILIES
 from framework.published.pretrained import load_pretrained
+from framework.tasks.pretraining.head import build_pretraining_head
+from framework.tasks.task import TaskModel
 from tests.support.models import peers
+from tests.support.models.loading import load_into
 
 
 def test_prefixes_old_norm_names_and_buffers(folder, weights):
@@ -119,8 +123,7 @@ BAD_FOLDERS = [
     (lambda folder: (folder / "model.safetensors").unlink(), "has neither model.safetensors nor"),
     (cut_file, "not a complete safetensors file"),
     (drop_tensor, r"lacks 1 of \d+ weights of its encoder, for example layers.2.feed_forward.down.weight"),
-    (change(model_type="gpt2"), "model_type='gpt2'. Known families are bert, roberta, modernbert"),
-    (change(model_type=None), "model_type=None"),
+    (change(model_type="gpt2"), "model_type='gpt2'. Known families are bert, roberta"),
     (change(vocab_size=100), r"word_embeddings.weight with shape \(99, 32\), but its config requires \(100, 32\)"),
     (change(num_attention_heads=5), "num_heads is 5, which does not divide"),
     (change(hidden_size="wide"), "describes no encoder"),
@@ -195,3 +198,81 @@ def test_hub_name_in_the_cache(monkeypatch, tmp_path, folder, weights):
     again = load_pretrained("some/model")
     assert again.source == "some/model"
     assert peers.same(again, weights)
+
+
+@pytest.mark.parametrize("family", ["xlm-roberta", "distilbert", "electra", "mpnet", "deberta-v2"])
+def test_an_old_layout_of_every_part(family, tmp_path):
+    """Old names of norms, no prefix, buffers, half precision, and pickles in shards."""
+    name = FAMILIES[family].class_prefix + "ForMaskedLM"
+    peers.peer(name, family).half().save_pretrained(tmp_path)
+    expected = load_pretrained(str(tmp_path))
+
+    def as_old(tensor_name: str) -> str:
+        plain = tensor_name.removeprefix(FAMILIES[family].prefix)
+        if "norm" not in plain.lower():
+            return plain
+        stem, _, kind = plain.rpartition(".")
+        return f"{stem}.{'gamma' if kind == 'weight' else 'beta'}"
+
+    tensors = {as_old(each): tensor for each, tensor in load_file(tmp_path / "model.safetensors").items()}
+    tensors["embeddings.position_ids"] = torch.arange(64)[None]
+    (tmp_path / "model.safetensors").unlink()
+    names = sorted(tensors)
+    shards = {f"pytorch_model-0000{part + 1}-of-00002.bin": names[part::2] for part in range(2)}
+    for file, own in shards.items():
+        torch.save({each: tensors[each] for each in own}, tmp_path / file)
+    index = {"weight_map": {each: file for file, own in shards.items() for each in own}}
+    (tmp_path / "pytorch_model.bin.index.json").write_text(json.dumps(index))
+    weights = load_pretrained(str(tmp_path))
+    assert peers.same(weights, expected)
+    assert (weights.head_kind, weights.unused) == ("pretraining", ())
+
+
+@pytest.mark.parametrize(
+    ("id2label", "labels"),
+    [
+        ({"0": "bad", "2": "good"}, ["bad", "LABEL_1", "good"]),
+        ({"2": "good", "0": "bad", "1": "neutral"}, ["bad", "neutral", "good"]),
+        ({"0": "bad", "1": "neutral", "3": "good"}, ["LABEL_0", "LABEL_1", "LABEL_2"]),
+        (None, ["LABEL_0", "LABEL_1", "LABEL_2"]),
+    ],
+)
+def test_gaps_in_the_names_of_labels(id2label, labels, tmp_path):
+    peers.peer("BertForSequenceClassification", "bert", id2label=dict(enumerate("abc"))).save_pretrained(tmp_path)
+    peers.edit_config(tmp_path, id2label=id2label)
+    assert load_pretrained(str(tmp_path)).task_record["labels"] == labels
+
+
+def test_a_vocabulary_padded_without_the_bias_of_its_decoder(tmp_path):
+    peers.peer("BertForMaskedLM", "bert", vocab_size=104).save_pretrained(tmp_path)
+    peers.edit_tensors(
+        tmp_path,
+        lambda tensors: {n: t[:99] if n == "cls.predictions.bias" else t for n, t in tensors.items()},
+    )
+    weights = load_pretrained(str(tmp_path))
+    encoder = peers.encoder_of(weights)
+    model = TaskModel(encoder, build_pretraining_head(encoder, weights.config, nsp=False))
+    assert load_into(model, weights) == []
+    assert model.head.mlm.decoder.bias[:99].abs().min() > 0 and not model.head.mlm.decoder.bias[99:].any()
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (
+            {"model_type": "deberta"},
+            "model_type='deberta'. Known families are bert, roberta.*nearest name is deberta-v2",
+        ),
+        ({"model_type": "xlm-robertta"}, "nearest name is xlm-roberta"),
+        ({"model_type": None, "architectures": None}, "model_type=None. Known families are bert, .*neobert"),
+    ],
+)
+def test_an_unknown_family(changes, message, folder):
+    peers.edit_config(folder, **changes)
+    with pytest.raises(CheckpointError, match=message):
+        load_pretrained(str(folder))
+
+
+def test_a_folder_without_a_type_is_known_by_its_class(folder, weights):
+    peers.edit_config(folder, model_type=None)
+    assert peers.same(load_pretrained(str(folder)), weights)
