@@ -48,6 +48,8 @@ class PackedBatch:
         patch_tokens: (patches,) int64, index of the token that each patch replaces. Filler patches come last. They
             replace the last token, which is then a filler too.
         patch_places: (patches, 2) int64, row and column of each patch in the grid of its picture.
+        patch_is_masked: (patches,) bool, True for patches whose pixels are hidden. Their tokens keep the embedding of
+            their word, and get the position of the patch. None: no patch is hidden.
     """
 
     input_ids: Tensor
@@ -66,6 +68,7 @@ class PackedBatch:
     patches: Tensor | None = None
     patch_tokens: Tensor | None = None
     patch_places: Tensor | None = None
+    patch_is_masked: Tensor | None = None
 
     def item_indices(self) -> list[int]:
         """Returns the indices of the real items in order. Synchronises with the device."""

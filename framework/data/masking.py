@@ -132,7 +132,7 @@ def mask_tokens(
             sequence = np.searchsorted(starts, run_starts, side="right") - 1
             span_keys = mix(mix(keys, SPAN_DRAWS)[sequence], run_starts - starts[sequence])
             firsts, sizes = _spans(firsts, sizes, np.searchsorted(firsts, run_starts), span_keys)
-    chosen = _choose_units(sizes, _offsets(firsts, ends), keys, rate)
+    chosen = choose_units(sizes, _offsets(firsts, ends), keys, rate)
     chosen_sizes = None if sizes is None else sizes[chosen]
     positions = _positions(firsts[chosen], chosen_sizes)
     num_chosen = np.diff(_offsets(positions, ends))
@@ -200,8 +200,8 @@ def _spans(
     return firsts[begins], np.diff(tokens_before[np.append(begins, len(firsts))])
 
 
-def _choose_units(sizes: np.ndarray | None, offsets: np.ndarray, keys: np.ndarray, rate: float) -> np.ndarray:
-    """Chooses tokens, words or spans.
+def choose_units(sizes: np.ndarray | None, offsets: np.ndarray, keys: np.ndarray, rate: float) -> np.ndarray:
+    """Chooses tokens, words, spans or patches, of each sequence `num_masked`.
 
     Sequences with similar numbers of units become the rows of a matrix whose width is a power of two. Sorting such rows
     of 32-bit keys costs a tenth of sorting the whole micro-batch at once. Width and sorting keys depend on the sequence

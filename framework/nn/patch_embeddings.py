@@ -56,7 +56,10 @@ class PatchEmbeddings(nn.Module):
         if patches is None or tokens is None or places is None:
             tokens = batch.input_ids.new_zeros(0)
             patches, places = tokens.new_zeros(0, self.projection.in_features), tokens.new_zeros(0, 2)
-        embedded = self.embed(patches, places)
+        embedded = self.projection(patches.float() / HALF_RANGE - 1.0)
+        if batch.patch_is_masked is not None:
+            embedded = torch.where(batch.patch_is_masked[:, None], embeddings.index_select(0, tokens), embedded)
+        embedded = self._with_places(embedded, places)
         if self.grid_positions is not None:
             embedded = embedded + self.grid_positions(places, _grid_sizes(batch, tokens, places))
         return embeddings.index_copy(0, tokens, embedded.to(embeddings.dtype))
@@ -71,7 +74,9 @@ class PatchEmbeddings(nn.Module):
         Returns:
             (patches, hidden).
         """
-        embeddings = self.projection(patches.float() / HALF_RANGE - 1.0)
+        return self._with_places(self.projection(patches.float() / HALF_RANGE - 1.0), places)
+
+    def _with_places(self, embeddings: Tensor, places: Tensor) -> Tensor:
         if self.row_embeddings is not None and self.column_embeddings is not None:
             embeddings = embeddings + self.row_embeddings(places[:, 0]) + self.column_embeddings(places[:, 1])
         return embeddings
