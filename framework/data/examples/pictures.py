@@ -74,10 +74,9 @@ class PictureTable(TableData):
         """Returns the columns of the picture and of the text."""
         return {"image": self.image_column} | ({} if self.text_column is None else {"text": self.text_column})
 
-    def group(self, record: LabelledText) -> tuple[str, ...]:
+    def group(self, record: R) -> tuple[str, ...]:
         """Returns the name of the picture, because all rows with one picture belong to the same split."""
-        assert isinstance(record, LabelledPicture)
-        return (record.name,)
+        return record.identity[:1]
 
     def load(self, labels: Sequence[str] | None = None, answers: AnswerKind | None = None) -> ReadSplits[LabelledText]:
         """Reads, checks and splits the rows (`TableData.load`), and the headers of their pictures."""
