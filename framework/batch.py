@@ -41,6 +41,8 @@ class PackedBatch:
         group_size: Maximum number of sequences of an item. A plan may place several sequences as one item, such as an
             anchor and its positive, or a question with each choice. Then `sequence_ids // group_size` is the index of
             the item in the run's stream of items.
+        unit_size: Maximum number of items of a privacy unit, such as all rows of a user. Then `unit_ids` are the
+            indices of the units in the run's stream of units.
         decoder_inputs: Batch of the decoder: the same number of sequences, order and ids. Its `targets` are those of
             the decoder. None if the model has no decoder.
         patches: (patches, patch_dim) uint8, pixels of picture patches in the order row, column, channel. None: the
@@ -64,11 +66,17 @@ class PackedBatch:
     targets: Mapping[str, Tensor]
     counts: Mapping[str, float]
     group_size: int = 1
+    unit_size: int = 1
     decoder_inputs: "PackedBatch | None" = None
     patches: Tensor | None = None
     patch_tokens: Tensor | None = None
     patch_places: Tensor | None = None
     patch_is_masked: Tensor | None = None
+
+    @property
+    def unit_ids(self) -> Tensor:
+        """Returns (sequences,) index of the privacy unit of each sequence, DUMMY_SEQUENCE_ID for filler."""
+        return self.sequence_ids.div(self.group_size * self.unit_size, rounding_mode="floor")
 
     def item_indices(self) -> list[int]:
         """Returns the indices of the real items in order. Synchronises with the device."""

@@ -70,7 +70,7 @@ def assemble_run(
     parts = build_parts(settings, info.world_size)
     strategy = settings.strategy
     backend = resolve_compile(
-        strategy.compile,
+        "none" if parts.privacy is not None else strategy.compile,  # norms of units need the modules of each layer
         device_type,
         precision,
         strategy.name,

@@ -23,6 +23,7 @@ from framework.config.checks import (
 )
 from framework.config.nodes import check_arguments
 from framework.config.privacy import Privacy, build_privacy, check_privacy
+from framework.config.privacy_units import private_items, reading_units
 from framework.config.schema import TokenizerConfig, TrainConfig, TrainerConfig
 from framework.config.task_parts import build_data_component, build_model
 from framework.config.weights import find_weights, starting_values
@@ -121,10 +122,14 @@ def build_parts(settings: TrainConfig, world_size: int) -> Parts:
     check_relative_bias(config, settings, shape.tensor)
     check_task_is_split(task, shape.tensor)
     augmentation = build_augmentation(settings.augmentation, task)
-    sources = task.build_sources(build_data_component(task, settings.data), tokenizer, settings.seed)
+    data = reading_units(build_data_component(task, settings.data), settings.privacy)
+    sources = task.build_sources(data, tokenizer, settings.seed)
     if augmentation is not None:
         check_word_samples(augmentation, weights, config)
         sources = augmented(sources, augmentation, task, tokenizer, settings.seed)
+    items = private_items(settings, task, sources["train"])
+    if items is not None:
+        sources = {**sources, "train": items.source}
     check_compiled_items(settings, sources)
     check_sequence_lengths(sources, config)
     check_enough_sequences(sources, shape.data_parallel_size)
@@ -151,7 +156,7 @@ def build_parts(settings: TrainConfig, world_size: int) -> Parts:
         max_steps=max_steps,
         validate_every_n_steps=every if "validation" in sources else None,
         probes=build_probes(settings.probes, tokenizer, config),
-        privacy=build_privacy(settings, task, sources, model, size, max_steps),
+        privacy=build_privacy(settings, task, items, model, size, max_steps),
     )
 
 

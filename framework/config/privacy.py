@@ -1,24 +1,22 @@
 """Private runs: checks of the config, the guarantee, and the file with the secret in the run folder."""
 
 import os
+import re
 import secrets
 import shutil
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from framework.config.privacy_units import PrivateItems
 from framework.config.run_folder import RunFolder
 from framework.config.schema import TrainConfig
 from framework.data.augmentation.edits import Delete, Swap
-from framework.data.flat_source import DerivedSource, FlatSource
-from framework.data.planning.plan import SequenceSource
 from framework.distributed.processes.agreement import first_rank_value
 from framework.errors import CheckpointError, ConfigError
 from framework.modules.passes.one_pass import OnePass
 from framework.modules.passes.tape import Tape
 from framework.privacy.guarantee import Guarantee, solve_guarantee
 from framework.privacy.secret import SECRET_BYTES, Secret
-from framework.tasks.step_level import StepLevelTask
 from framework.tasks.task import Task, TaskModel
 from framework.tracking.privacy_file import read_guarantee, write_guarantee
 
@@ -86,6 +84,12 @@ def _of_steps(settings: TrainConfig) -> _Exclusions:
             "To skip a step because of its rows would publish a fact about them",
             "trainer.on_non_finite=stop",
         ),
+        "trainer.batch_warmup_start": (
+            trainer.batch_warmup_start,
+            trainer.batch_warmup_start is not None,
+            "The guarantee assumes one sampling rate for all steps",
+            "trainer.batch_warmup_start=null trainer.batch_warmup_steps=null",
+        ),
         "run.resume": (
             settings.run.resume,
             settings.run.resume not in ("auto", "never"),
@@ -97,7 +101,8 @@ def _of_steps(settings: TrainConfig) -> _Exclusions:
 
 def _of_rows(settings: TrainConfig) -> _Exclusions:
     """Returns the exclusions by settings that make a row's part depend on other rows."""
-    augmentation, task, balance = settings.augmentation, settings.task.arguments, settings.data.arguments.get("balance")
+    augmentation, task, data = settings.augmentation, settings.task.arguments, settings.data.arguments
+    balance, most_rows, scheme = (data.get(key) for key in ("balance", "max_train_rows", "scheme"))
     weights, group_loss = task.get("class_weights"), task.get("group_loss")
     return {
         "augmentation": (
@@ -124,57 +129,53 @@ def _of_rows(settings: TrainConfig) -> _Exclusions:
             "With a balance, the sampling rate of a row depends on other rows",
             "data.balance=null",
         ),
+        "data.max_train_rows": (
+            most_rows,
+            most_rows is not None,
+            "Which rows are chosen depends on the other rows of the file",
+            "a file of the rows to train on",
+        ),
+        "data.scheme": (
+            scheme,
+            scheme == "auto",
+            "The scheme is detected from the tags of all rows, so that one row may change the tags of others",
+            "data.scheme=bio, iob1 or bioes",
+        ),
     }
 
 
 def build_privacy(
     settings: TrainConfig,
     task: Task,
-    sources: Mapping[str, SequenceSource],
+    items: PrivateItems | None,
     model: TaskModel,
     expected_batch: int,
     max_steps: int,
 ) -> Privacy | None:
-    """Solves the noise of a private run, and checks its task, model and rows; None if the run is not private.
+    """Solves the noise of a private run, and checks its labels and model; None if the run is not private.
 
     Args:
         settings: Settings of the run.
         task: Task of the run.
-        sources: Sequences, by split.
+        items: Training items.
         model: Model with its trained parameters, on the meta device.
-        expected_batch: Expected rows of a step.
+        expected_batch: Expected units of a step.
         max_steps: Steps of the run.
 
     Raises:
-        ConfigError: The task, a trained module or the rows do not support privacy, or no noise suffices.
+        ConfigError: The labels or a trained module do not support privacy, or no noise suffices.
     """
-    if settings.privacy is None:
+    if settings.privacy is None or items is None:
         return None
-    name = type(task).__name__
-    if isinstance(task, StepLevelTask):
-        raise ConfigError(
-            f"the loss of {name} compares the rows of a step with each other, but privacy=dp_sgd is set. The gradient "
-            "of such a loss is no sum over rows, so that no row's part can be bounded. Use privacy=none."
-        )
-    train = sources["train"]
-    if not task.head_rows or not isinstance(train, FlatSource | DerivedSource):
-        raise ConfigError(
-            f"{name} does not support privacy=dp_sgd. Rows of a step are sampled for sequence_classification only in "
-            "this version; a token store has no rows. Use task=sequence_classification, or privacy=none."
-        )
-    if train.facts.rows != len(train):
-        raise ConfigError(
-            f"{train.facts.rows:,} rows of the training split give {len(train):,} items. privacy.unit=row needs one "
-            "item for each row. Raise the length of the task so that no row is divided."
-        )
-    labels = settings.data.arguments
-    if getattr(task, "labels", ()) and "labels" in labels and labels["labels"] is None:
+    labels, names = settings.data.arguments, getattr(task, "labels", ()) or getattr(task, "types", ())
+    if names and "labels" in labels and labels["labels"] is None:
+        listed = ",".join(name if re.fullmatch(r"\w+", name) else f'"{name}"' for name in names)
         raise ConfigError(
             "`data.labels` is null, but privacy=dp_sgd is set. A label set that is read from the rows publishes their "
-            f"labels. Give it, for example 'data.labels=[{','.join(getattr(task, 'labels', ()))}]'."
+            f"labels. Give it, for example 'data.labels=[{listed}]'."
         )
     Tape(model, task.head_rows)
-    return Privacy(solve_guarantee(settings.privacy, len(train), expected_batch, max_steps))
+    return Privacy(solve_guarantee(settings.privacy, items.unit, len(items.source), expected_batch, max_steps))
 
 
 def open_secret(folder: RunFolder, privacy: Privacy | None) -> None:

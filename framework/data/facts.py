@@ -69,6 +69,7 @@ class SplitFacts:
         cutting: Counts of truncated texts.
         personal_data: Number of masked finds of personal data in the file, by kind.
         warnings: Warnings of the reader and the task.
+        units: Privacy unit of each row, by its location, in the order of the rows; empty if units are not read.
     """
 
     rows: int = 0
@@ -84,6 +85,7 @@ class SplitFacts:
     cutting: Cutting = NO_CUTTING
     personal_data: Mapping[str, int] = field(default_factory=dict)
     warnings: Sequence[str] = ()
+    units: Mapping[str, str] = field(default_factory=dict, repr=False)
 
     @property
     def all_notes(self) -> dict[str, str]:

@@ -62,6 +62,11 @@ class SentenceChunks:
     def __len__(self) -> int:
         return len(self._index)
 
+    @property
+    def documents(self) -> np.ndarray:
+        """Returns (chunks,) int64 index of the document of each chunk, ascending."""
+        return self._index.chunks[:, 2]
+
     def single_segments(self, chunks: np.ndarray) -> Segments:
         """Returns each chunk as one segment.
 

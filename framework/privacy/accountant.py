@@ -5,6 +5,7 @@ The conversion to (epsilon, delta) is that of Canonne, Kamath, Steinke 2020 (arX
 sets are neighbours if one has one more unit. The result is an upper bound of epsilon.
 """
 
+import functools
 import math
 
 from framework.errors import ConfigError
@@ -32,12 +33,13 @@ def epsilon_of(sigma: float, sampling_rate: float, steps: int, delta: float) -> 
         steps: Number of steps.
         delta: Probability delta of the guarantee, in (0, 1).
     """
-    best = math.inf
-    for order in ORDERS:
-        rdp = steps * step_rdp(order, sigma, sampling_rate)
-        epsilon = rdp + math.log1p(-1 / order) - (math.log(delta) + math.log(order)) / (order - 1)
-        best = min(best, epsilon)
-    return max(best, 0.0)
+    return max(0.0, min(_epsilon_at(order, sigma, sampling_rate, steps, delta) for order in ORDERS))
+
+
+def _epsilon_at(order: float, sigma: float, sampling_rate: float, steps: int, delta: float) -> float:
+    """Returns the bound of epsilon that one order gives."""
+    rdp = steps * step_rdp(order, sigma, sampling_rate)
+    return rdp + math.log1p(-1 / order) - (math.log(delta) + math.log(order)) / (order - 1)
 
 
 def solve_sigma(epsilon: float, delta: float, sampling_rate: float, steps: int) -> float:
@@ -46,8 +48,20 @@ def solve_sigma(epsilon: float, delta: float, sampling_rate: float, steps: int) 
     Raises:
         ConfigError: No noise multiplier below one million suffices.
     """
+    index = len(ORDERS) // 2
+
+    def is_too_small(sigma: float) -> bool:
+        """Compares epsilon at an order that no neighbour improves. Each order gives a bound, the best or not."""
+        nonlocal index
+        at = functools.cache(lambda index: _epsilon_at(ORDERS[index], sigma, sampling_rate, steps, delta))
+        while index > 0 and at(index - 1) <= at(index):
+            index -= 1
+        while index < len(ORDERS) - 1 and at(index + 1) < at(index):
+            index += 1
+        return at(index) > epsilon
+
     high = 1.0
-    while epsilon_of(high, sampling_rate, steps, delta) > epsilon:
+    while is_too_small(high):
         high *= 2
         if high > _LARGEST_SIGMA:
             raise ConfigError(
@@ -57,7 +71,7 @@ def solve_sigma(epsilon: float, delta: float, sampling_rate: float, steps: int) 
     low = high / 2 if high > 1 else 0.0
     while high - low > _TOLERANCE * high:
         middle = (low + high) / 2
-        if epsilon_of(middle, sampling_rate, steps, delta) > epsilon:
+        if is_too_small(middle):
             low = middle
         else:
             high = middle

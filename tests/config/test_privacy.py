@@ -13,17 +13,23 @@ import torch
 
 from framework.config.nodes import Component
 from framework.config.privacy import SECRET_FILE, Privacy, build_privacy, check_privacy, delete_secret, open_secret
+from framework.config.privacy_units import private_items, reading_units
 from framework.config.run_folder import RunFolder
 from framework.data.augmentation.edits import Delete, Replace
 from framework.data.facts import SplitFacts
 from framework.data.flat_source import FlatSource
+from framework.data.planning.mixture import Mixture
+from framework.data.sentence_pairs import SentenceChunks
+from framework.data.store.sequence_index import Division, SequenceIndex
+from framework.data.store_data import StoreData
 from framework.errors import CheckpointError, ConfigError
 from framework.modules.passes.one_pass import OnePass
 from framework.modules.passes.r_drop import RDrop
 from framework.privacy.guarantee import Guarantee, PrivacySettings
 from framework.tasks.embedding.task import EmbeddingTask
+from framework.tasks.pretraining.features import PretrainingSource
+from framework.tasks.pretraining.task import PretrainingTask
 from framework.tasks.sequence_classification.task import SequenceClassificationTask
-from framework.tasks.token_classification.task import TokenClassificationTask
 from framework.tracking.privacy_file import PRIVACY_FILE, privacy_spent
 from tests.support.training.toy_run import build_module
 
@@ -36,7 +42,7 @@ def settings(**changes: Any) -> Any:
         "privacy": PrivacySettings(8.0, 1e-5, 1.0),
         "strategy": SimpleNamespace(name="fsdp2", compile="auto"),
         "precision": SimpleNamespace(name="bf16"),
-        "trainer": SimpleNamespace(on_non_finite="stop"),
+        "trainer": SimpleNamespace(on_non_finite="stop", batch_warmup_start=None, micro_batch_tokens=16),
         "run": SimpleNamespace(resume="auto"),
         "regularization": Component("regularization", OnePass, {}),
         "augmentation": None,
@@ -69,6 +75,9 @@ def settings(**changes: Any) -> Any:
         ({"task__class_weights": "balanced"}, "labels of all rows without noise"),
         ({"task__group_loss": "worst"}, "`task.group_loss` is worst"),
         ({"data__balance": "label"}, "`data.balance` is label"),
+        ({"data__max_train_rows": 50}, "`data.max_train_rows` is 50"),
+        ({"data__scheme": "auto"}, "`data.scheme` is auto"),
+        ({"trainer__batch_warmup_start": 8}, "`trainer.batch_warmup_start` is 8"),
     ],
 )
 def test_settings_that_exclude_privacy_are_refused_with_a_reason(changes, message):
@@ -92,7 +101,8 @@ def source_of(num_items: int, num_rows: int) -> FlatSource:
 def build(task: Any, source: Any, **changes: Any) -> Privacy | None:
     model = build_module(task=None).model
     model.head = torch.nn.Module()
-    return build_privacy(settings(**changes), task, {"train": source}, model, 100, 50)
+    chosen = settings(**changes)
+    return build_privacy(chosen, task, private_items(chosen, task, source), model, 100, 50)
 
 
 def task_with_labels(*labels: str) -> SequenceClassificationTask:
@@ -110,13 +120,30 @@ def test_the_noise_follows_from_rows_batch_and_steps():
     assert build(task_with_labels("0", "1"), source_of(2000, 2000), privacy=None) is None
 
 
+def task_without_rows() -> SequenceClassificationTask:
+    task = task_with_labels("0", "1")
+    task.head_rows = {}
+    return task
+
+
 @pytest.mark.parametrize(
     ("task", "source", "changes", "message"),
     [
-        (task_with_labels("0", "1"), source_of(2000, 1990), {}, "1,990 rows of the training split give 2,000 items"),
+        (
+            task_with_labels("0", "1"),
+            source_of(2000, 1990),
+            {},
+            "1,990 rows of the training split give items",
+        ),
         (task_with_labels("no", "yes"), source_of(2000, 2000), {"data__labels": None}, r"'data.labels=\[no,yes\]'"),
-        (task_with_labels("0", "1"), object(), {}, "a token store has no rows"),
-        (TokenClassificationTask(), source_of(2000, 2000), {}, "TokenClassificationTask does not support privacy"),
+        (task_with_labels("0", "1"), object(), {}, "the training data of SequenceClassificationTask is object"),
+        (task_without_rows(), source_of(2000, 2000), {}, "does not state `head_rows`.* translation lacks them"),
+        (
+            task_with_labels("0", "1"),
+            source_of(2000, 2000),
+            {"privacy": PrivacySettings(8.0, 1e-5, 1.0, "document")},
+            "Only a token store has documents",
+        ),
         (EmbeddingTask(), source_of(2000, 2000), {}, "compares the rows of a step with each other"),
     ],
 )
@@ -184,3 +211,69 @@ def test_the_record_states_what_is_spent_and_what_is_not_covered(tmp_path: Path)
     assert any("validation" in each for each in record["not_covered"])
     (tmp_path / PRIVACY_FILE).write_text(json.dumps({"epsilon": 8.0}))
     assert privacy_spent(tmp_path, 10) is None
+
+
+def store_source(pairs: bool = False, is_plain: bool = True) -> PretrainingSource:
+    """Returns a source of 6 sequences of 3 documents, without a store."""
+    source = PretrainingSource.__new__(PretrainingSource)
+    chunks = np.array([[0, 1, 0], [1, 2, 0], [2, 3, 0], [3, 4, 1], [4, 5, 2], [5, 6, 2]])
+    index = SequenceIndex(np.arange(7) * 5, np.arange(3), np.array([[0, 3], [3, 4], [4, 6]]), chunks)
+    source.chunks = SentenceChunks(index, Division(8, pairs))
+    source._mixture = Mixture(np.array([4, 2]), np.ones(2) if is_plain else np.array([1.0, 2.0]))
+    source._num_specials, source.max_length, source._is_evaluation = 2, 7, True
+    return source
+
+
+@pytest.mark.parametrize(
+    ("source", "budget", "message"),
+    [
+        (store_source(pairs=True), 64, "`task.nsp` is true.* text of other documents"),
+        (store_source(is_plain=False), 64, "`data.weights` is set"),
+        (store_source(), 20, r"`trainer.micro_batch_tokens` is 20, .*\(document\) has up to 21 tokens in a step"),
+    ],
+)
+def test_stores_that_exclude_privacy_are_refused(source, budget, message):
+    chosen = settings(privacy=PrivacySettings(8.0, 1e-5, 1.0, "document"), trainer__micro_batch_tokens=budget)
+    with pytest.raises(ConfigError, match=message):
+        private_items(chosen, PretrainingTask(nsp=False), source)
+
+
+def test_sequences_of_a_document_are_one_unit_if_the_unit_is_a_document():
+    for unit, number in (("row", 6), ("document", 3)):
+        chosen = settings(privacy=PrivacySettings(8.0, 1e-5, 1.0, unit), trainer__micro_batch_tokens=64)
+        items = private_items(chosen, PretrainingTask(nsp=False), store_source())
+        assert items is not None and len(items.source) == number
+        assert items.unit == ("sequence" if unit == "row" else "document")
+
+
+def test_a_unit_column_needs_a_table_and_joins_the_rows_of_a_value():
+    users = PrivacySettings(8.0, 1e-5, 1.0, unit_column="user")
+    with pytest.raises(ConfigError, match=r"`privacy\.unit_column` is user, but StoreData has no columns"):
+        reading_units(StoreData("store"), users)
+    source = source_of(4, 4)
+    source.facts = replace(source.facts, units={"row 1": "b", "row 2": "a", "row 3": "b", "row 4": "b"})
+    items = private_items(settings(privacy=users), task_with_labels("0", "1"), source)
+    assert items is not None and items.unit == "value of the column user"
+    assert items.source.lengths(np.zeros(2, np.int64), np.arange(2)).tolist() == [3, 9]
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"unit_column": "user", "unit": "document"}, "Only one of them can name the unit"),
+        ({"max_rows_per_unit": 2}, "the unit is one row"),
+        ({"max_rows_per_unit": 0, "unit_column": "user"}, "privacy.max_rows_per_unit is 0"),
+    ],
+)
+def test_contradicting_units_are_refused(values, message):
+    with pytest.raises(ConfigError, match=message):
+        PrivacySettings(8.0, 1e-5, 1.0, **values)
+
+
+def test_the_record_names_what_each_unit_does_not_cover():
+    def not_covered(unit: str) -> str:
+        return " ".join(replace(GUARANTEE, unit=unit).as_record()["not_covered"])
+
+    assert "a person with several rows" in not_covered("row")
+    assert "a document or person with several sequences" in not_covered("sequence")
+    assert "a person with several" not in not_covered("value of the column user")

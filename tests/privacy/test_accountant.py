@@ -69,7 +69,7 @@ def test_extreme_requests_end():
 
 def test_a_guarantee_knows_what_is_spent_and_keeps_its_record():
     settings = PrivacySettings(epsilon=8.0, delta=1e-4, clip=2.0)
-    guarantee = solve_guarantee(settings, num_units=5000, expected_batch=100, steps=200)
+    guarantee = solve_guarantee(settings, "row", num_units=5000, expected_batch=100, steps=200)
     assert guarantee.sampling_rate == 0.02
     assert guarantee.noise_scale == guarantee.sigma * 2.0 / 100
     assert guarantee.spent(0) == 0.0
@@ -89,5 +89,6 @@ def test_a_guarantee_knows_what_is_spent_and_keeps_its_record():
     ],
 )
 def test_requests_without_meaning_are_refused(values, num_units, batch, message):
+    values = {"epsilon": 8.0, "delta": 1e-5, "clip": 1.0, **values}
     with pytest.raises(ConfigError, match=message):
-        solve_guarantee(PrivacySettings(**{"epsilon": 8.0, "delta": 1e-5, "clip": 1.0, **values}), num_units, batch, 10)
+        solve_guarantee(PrivacySettings(**values), "row", num_units, batch, 10)

@@ -154,10 +154,12 @@ class SplitFiles:
         personal_data_names: File of names to find, one per line; None: no names.
         has_spans: True if the records have spans, or predictions have spans of the texts.
         masking: Masking of the texts, which `with_masks` sets.
+        unit_column: Column of the privacy unit of each row of `train`, which `with_units` sets.
     """
 
     has_spans: ClassVar[bool] = False
     masking: ClassVar[TextMasking | None] = None
+    unit_column: ClassVar[str | None] = None
 
     train: str
     validation: str | None = None
@@ -212,8 +214,15 @@ class SplitFiles:
             return self
         kinds, regions = self.personal_data_kinds or KINDS, self.personal_data_regions or REGIONS
         detection = Detection.of(kinds, regions, self.personal_data_names)
+        return self._with("masking", TextMasking.of(detection, tokenizer))
+
+    def with_units(self, column: str) -> Self:
+        """Returns data that reads the privacy unit of each row of `train` (`SplitFacts.units`) from a column."""
+        return self._with("unit_column", column)
+
+    def _with(self, name: str, value: object) -> Self:
         data = copy.copy(self)
-        object.__setattr__(data, "masking", TextMasking.of(detection, tokenizer))
+        object.__setattr__(data, name, value)
         return data
 
     def _mask(self, read: FileRecords[Any]) -> dict[str, dict[str, int]]:
@@ -255,7 +264,8 @@ class SplitFiles:
         for split, file in files.items():
             same = next((other for other in records if files[other] == file), None)
             if same is None:
-                readings[split] = Reading(on_bad_row, max_remembered=None)
+                column = self.unit_column if split == "train" else None
+                readings[split] = Reading(on_bad_row, max_remembered=None, unit_column=column)
                 records[split] = list(read(file, readings[split]))
             else:  # evaluation of a new file, which is also given as `train`
                 readings[split] = replace(readings[same], skipped=list(readings[same].skipped))
@@ -306,8 +316,31 @@ class SplitFiles:
                 left_out={reason: number for reason, number in left_out.items() if number} if split == "train" else {},
                 warnings=warnings if split == "train" else (),
                 personal_data=found.get(split, {}),
+                units=self._units(splits[split], read.readings[split].units) if split == "train" else {},
             )
         return ReadSplits(splits, facts, labels)
+
+    def _units(self, records: list[R], units: Mapping[str, str]) -> dict[str, str]:
+        """Returns the privacy unit of each training record by its location; empty if units are not read.
+
+        Raises:
+            DataError: The files have no columns, or a record has no unit.
+        """
+        if self.unit_column is None:
+            return {}
+        for record in records:
+            if record.location not in units:
+                raise DataError(
+                    f"{record.location}: the file has no columns, but privacy.unit_column is {self.unit_column}. Units "
+                    "are read from tables and from lists of JSON objects. Convert the file, or set "
+                    "privacy.unit_column=null."
+                )
+            if not units[record.location]:
+                raise DataError(
+                    f"{record.location}: the column {self.unit_column!r} is empty. privacy.unit_column needs the unit "
+                    "of each row. Fill it in, or remove the row."
+                )
+        return {record.location: units[record.location] for record in records}
 
     def _without_repeats(
         self, records: list[R], evaluated: list[R], left_out: dict[str, int], warnings: list[str]

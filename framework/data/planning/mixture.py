@@ -25,6 +25,11 @@ class Mixture:
     def __len__(self) -> int:
         return int(self._ends[-1])
 
+    @property
+    def is_plain(self) -> bool:
+        """Returns True if each epoch has each chunk once, in the order of the chunks."""
+        return bool((self._seen == self._sizes).all())
+
     def chunks(self, epochs: np.ndarray, indices: np.ndarray) -> np.ndarray:
         """Returns the chunk of each sequence.
 

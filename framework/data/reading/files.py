@@ -5,11 +5,11 @@ import gzip
 import io
 import stat
 import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import BinaryIO, Literal
+from typing import Any, BinaryIO, Literal
 
 import pyarrow as pa
 
@@ -41,6 +41,8 @@ class Reading:
         num_skipped: Number of skipped rows.
         skipped: Error messages of bad rows, at most the first `max_remembered`.
         max_remembered: Largest number of messages kept; None keeps all.
+        unit_column: Column of the privacy unit of each row, such as a user; None: units are not read.
+        units: Unit of each row, by its file and location.
     """
 
     on_bad_row: Literal["error", "skip"] = "error"
@@ -48,9 +50,22 @@ class Reading:
     num_skipped: int = 0
     skipped: list[str] = field(default_factory=list)
     max_remembered: int | None = 5
+    unit_column: str | None = None
+    units: dict[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         check_choice("on_bad_row", self.on_bad_row, ("error", "skip"))
+
+    def keep_unit(self, location: str, values: Mapping[str, Any]) -> None:
+        """Stores the unit of a row.
+
+        Args:
+            location: File and location of the row.
+            values: Values of the row by column.
+        """
+        if self.unit_column is not None:
+            value = values[self.unit_column]
+            self.units[location] = "" if value is None else str(value).strip()
 
     def bad_row(self, error: DataError, num_rows: int = 1) -> None:
         """Raises the error, or counts the rows that are lost because of it."""

@@ -120,7 +120,9 @@ def json_objects(table: TableFile, reading: Reading, convert: Callable[[str, Jso
                     f"{location}: {type(row.value).__name__}, not an object. Each row must be one JSON object. Correct "
                     "it."
                 )
-            check_columns(table.path, row.location, table.as_is, list(row.value))
+            units = [] if reading.unit_column is None else [reading.unit_column]
+            check_columns(table.path, row.location, [*table.as_is, *units], list(row.value))
+            reading.keep_unit(location, row.value)
             yield convert(location, row)
 
 

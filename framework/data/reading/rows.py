@@ -50,10 +50,13 @@ def read_rows(
     table_format = table_format or TableFormat()
     file, parts = _file_and_parts(path)
     detected = detect_kind(file, table_format)
+    if reading.unit_column is not None:
+        as_is = list(dict.fromkeys([*as_is, reading.unit_column]))
     table = TableFile(file, columns, table_format, list_columns, parts, detected.kind, detected.reason, as_is)
     number = 0
     for row in _READERS[detected.kind](table, reading):
         number = row.number
+        reading.keep_unit(f"{path}, {row.location}", row.kept)
         yield row
     if number == 0 and reading.num_skipped == 0:
         raise DataError(f"{path} has no rows. A table needs at least one. Add rows or leave the file out.")

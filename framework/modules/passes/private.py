@@ -55,10 +55,8 @@ class PrivateSteps:
         self._tape: Tape | None = None
 
     def counts(self, task: Task, step: StepBatch) -> Tensor:  # noqa: ARG002  it does not depend on the task
-        """Returns (terms,) float64 number of items of this rank's share of a step, on the host."""
-        count = sum(
-            batch.num_sequences if batch.group_size == 1 else len(batch.item_indices()) for batch in step.micro_batches
-        )
+        """Returns (terms,) float64 number of units of this rank's share of a step, on the host."""
+        count = sum(len(batch.unit_ids[: batch.num_sequences].unique()) for batch in step.micro_batches)
         return torch.tensor([count, count], dtype=torch.float64)
 
     def run(self, passes: ModelPasses, step: StepBatch, counts: Tensor) -> tuple[Tensor, Tensor]:  # noqa: ARG002
@@ -90,7 +88,7 @@ class PrivateSteps:
             outputs, _ = passes.forward(batch, passes.dropout_keys(batch))
         sequence_losses = passes.task.sequence_losses(outputs, batch)
         assert sequence_losses is not None
-        losses = units.item_losses(sequence_losses)
+        losses = units.losses(sequence_losses)
         begin_activity(f"gradient norms of micro-batch {passes.number}")
         hold_gradients(passes.model)
         is_reduced = isinstance(passes.model, FSDPModule)
@@ -102,7 +100,7 @@ class PrivateSteps:
             passes.backward((losses * scales).sum(), is_last)
         else:
             gradients.accumulate(scales)
-        real = slice(units.num_items)
+        real = slice(units.num_real)
         return torch.stack([losses.detach()[real].double().sum(), (norms[real] > self.guarantee.clip).double().sum()])
 
 

@@ -76,7 +76,9 @@ class RowUnits:
 
 
 class BatchUnits:
-    """Units of one micro-batch: its items, dummy sequences included.
+    """Units of one micro-batch: consecutive sequences with one `PackedBatch.unit_ids`, dummy sequences included.
+
+    It is the only rule of ownership: a token belongs to the unit of its sequence, and a target to that of its token.
 
     Args:
         batch: Micro-batch.
@@ -84,21 +86,20 @@ class BatchUnits:
     Attributes:
         batch: Micro-batch as given.
         num_units: Number of units.
-        num_items: Number of units that are real items, which come first.
+        num_real: Number of real units, which come first.
     """
 
     def __init__(self, batch: PackedBatch) -> None:
         self.batch = batch
-        items = batch.sequence_ids
-        if batch.group_size > 1:
-            items = items.div(batch.group_size, rounding_mode="floor")
-            starts = torch.ones_like(items)
-            starts[1:] = (items[1:] != items[:-1]).long()
+        if batch.group_size * batch.unit_size > 1:
+            ids = batch.unit_ids
+            starts = torch.ones_like(ids)
+            starts[1:] = (ids[1:] != ids[:-1]).long()
             index = starts.cumsum(0) - 1
         else:
-            index = torch.arange(len(items), device=items.device)
+            index = torch.arange(len(batch.sequence_ids), device=batch.sequence_ids.device)
         self.num_units = int(index[-1]) + 1
-        self.num_items = int(index[batch.num_sequences - 1]) + 1 if batch.num_sequences else 0
+        self.num_real = int(index[batch.num_sequences - 1]) + 1 if batch.num_sequences else 0
         self._sequences = RowUnits(index, self.num_units)
         self._known = {SEQUENCES: self._sequences}
 
@@ -117,7 +118,7 @@ class BatchUnits:
             self._known[meaning] = RowUnits(index, self.num_units)
         return self._known[meaning]
 
-    def item_losses(self, sequence_losses: Tensor) -> Tensor:
+    def losses(self, sequence_losses: Tensor) -> Tensor:
         """Adds the losses of the sequences of each unit: (sequences,) to (units,)."""
         return self._sequences.sums(sequence_losses)
 

@@ -54,6 +54,7 @@ class MultipleChoiceTask(Task):
     head_kind = "multiple_choice"
     list_fields = ("choices",)
     allows_augmentation = True
+    head_rows: Mapping[str, str] = {"": "sequences"}
 
     def __init__(self, max_length: int = 128, pooling: str = "cls", classifier_dropout: float = 0.1) -> None:
         check_pooled_scores(max_length, pooling, classifier_dropout)

@@ -123,6 +123,16 @@ class PretrainingSource:
         indices = self._sample()
         return float(self.lengths(np.zeros_like(indices), indices).mean())
 
+    @property
+    def uses_each_chunk_once(self) -> bool:
+        """Returns True if the sequences of an epoch are the chunks, each once."""
+        return self._mixture.is_plain
+
+    @property
+    def documents(self) -> np.ndarray:
+        """Returns (chunks,) int64 index of the document of each chunk, ascending."""
+        return self.chunks.documents
+
     def for_evaluation(self, mask_rate: MaskRate) -> "PretrainingSource":
         """Returns the sequences of the first epoch with the pairs and masks of evaluation.
 

@@ -6,9 +6,10 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import torch
 from torch import Tensor, nn
 
-from framework.batch import PackedBatch
+from framework.batch import IGNORE_INDEX, PackedBatch
 from framework.data.masking import Masking
 from framework.data.planning.mixture import Mixture
 from framework.data.planning.plan import SequenceSource
@@ -59,6 +60,7 @@ class PretrainingTask(Task):
     fields = ("text",)
     examines_splits = False
     changeable_keys = ("top_k",)
+    head_rows: Mapping[str, str] = {"mlm": "mlm_positions", "": "sequences"}
 
     def __init__(
         self,
@@ -153,6 +155,27 @@ class PretrainingTask(Task):
         if self.nsp:
             sums["nsp"] = cross_entropy_sum(outputs["nsp"], batch.targets["nsp_labels"])
         return sums
+
+    def sequence_losses(self, outputs: Mapping[str, Tensor], batch: PackedBatch) -> Tensor:
+        """Returns the weighted sum of the terms of each sequence: (sequences,) fp32, 0 for dummies.
+
+        The terms of words are means over the masked words of the sequence.
+        """
+        logits, labels = outputs["mlm"].float(), batch.targets["mlm_labels"]
+        is_target = labels != IGNORE_INDEX
+        words = nn.functional.cross_entropy(logits, labels, ignore_index=IGNORE_INDEX, reduction="none")
+        if "z" in self.loss_weights:
+            words = words + self.loss_weights["z"] * torch.where(is_target, logits.logsumexp(dim=1).square(), 0.0)
+        owners = torch.searchsorted(batch.cu_seqlens[1:].long(), batch.targets["mlm_positions"], right=True)
+        empty = words.new_zeros(len(batch.lengths))
+        counts = empty.index_add(0, owners, is_target.float())
+        losses = empty.index_add(0, owners, words) / counts.clamp(min=1)
+        if self.nsp:
+            nsp_losses = nn.functional.cross_entropy(
+                outputs["nsp"].float(), batch.targets["nsp_labels"], ignore_index=IGNORE_INDEX, reduction="none"
+            )
+            losses = losses + self.loss_weights["nsp"] * nsp_losses
+        return losses
 
     @property
     def validation_weights(self) -> Mapping[str, float]:

@@ -59,6 +59,7 @@ class QuestionAnsweringTask(Task):
     head_kind = "question_answering"
     fields = ("question", "context")
     scores_predictions = True
+    head_rows: Mapping[str, str] = {"": "tokens"}
     changeable_keys = ("max_answer_length", "n_best", "no_answer_threshold")
 
     def __init__(

@@ -55,6 +55,7 @@ class RelationExtractionTask(Task):
     wraps_epochs = False
     head_kind = "relation"
     fields = ("text",)
+    head_rows: Mapping[str, str] = {"": "sequences"}
 
     def __init__(
         self, max_length: int = 128, classifier_dropout: float = 0.1, excluded_label: str | None = "Other"

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Literal
 
 from torch import Tensor, nn
@@ -71,7 +70,7 @@ class SequenceClassificationTask(Task):
     head_kind = "sequence_classification"
     changeable_keys = ("threshold",)
     allows_augmentation = True
-    head_rows: Mapping[str, str] = MappingProxyType({"": "sequences"})
+    head_rows: Mapping[str, str] = {"": "sequences"}
 
     def __init__(
         self,

@@ -71,6 +71,7 @@ class TokenClassificationTask(Task):
     list_fields = ("tokens",)
     scores_predictions = True
     text_format = "conll"
+    head_rows: Mapping[str, str] = {"": "tokens"}
 
     def __init__(
         self, max_length: int = 128, stride: int = 64, units: Units = "words", classifier_dropout: float = 0.1

@@ -117,8 +117,8 @@ def norms_by_tape(model: TaskModel, batch: PackedBatch, head: str) -> torch.Tens
     units = BatchUnits(batch)
     norms = tape.differentiate(recording, losses, units, retain_graph=False).squares().sqrt()
     assert all(each.grad is None for each in model.parameters())
-    assert units.num_items == batch.num_sequences
-    return norms[: units.num_items]
+    assert units.num_real == batch.num_sequences
+    return norms[: units.num_real]
 
 
 @pytest.mark.parametrize("trained", ["all", "lora", "lora and embeddings", "head", "norms"])
@@ -168,8 +168,8 @@ def test_items_of_several_sequences_are_one_unit():
         outputs = model(grouped)["logits"]
     losses = cross_entropy(outputs, batch.targets["labels"], ignore_index=IGNORE_INDEX, reduction="none")
     units = BatchUnits(grouped)
-    assert units.num_items == 2
-    norms = tape.differentiate(recording, units.item_losses(losses), units, retain_graph=False).squares().sqrt()
+    assert units.num_real == 2
+    norms = tape.differentiate(recording, units.losses(losses), units, retain_graph=False).squares().sqrt()
     for item in range(2):
         model.zero_grad()
         one = pack(numbers[2 * item : 2 * item + 2], is_padded=False)
