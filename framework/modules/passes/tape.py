@@ -69,7 +69,7 @@ class Tape:
                 self._embeddings = module
                 if module.patch_embeddings is not None and any(each.requires_grad for each in module.parameters()):
                     raise ConfigError(
-                        f"`{name}` is trained, but it embeds patches of pictures, for which privacy=dp_sgd has no rule. "
+                        f"`{name}` is trained, but it embeds pictures, for which privacy=dp_sgd has no rule. "
                         f"Use adapter=lora, or freeze it with 'trainer.freeze=[\"{name}.*\"]'."
                     )
                 covered |= {id(table.weight): name for table in _tables(module).values()}

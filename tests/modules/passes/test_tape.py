@@ -208,3 +208,15 @@ def test_parameters_shared_without_a_rule_are_named():
     model.head.classifier.weight = model.head.pooler.dense.weight
     with pytest.raises(ConfigError, match="share a parameter"):
         Tape(model, CLASSIFIER_ROWS)
+
+
+def test_trained_embeddings_of_pictures_are_refused():
+    config = EncoderConfig(
+        family="bert", vocab_size=VOCAB, hidden_size=24, num_layers=1, num_heads=4, intermediate_size=40,
+        max_position_embeddings=32, patch_size=4,
+    )  # fmt: skip
+    model = TaskModel(TransformerEncoder(config), build_sequence_classification_head(config, 3, "mean"))
+    with pytest.raises(ConfigError, match=r"`encoder\.embeddings` is trained, but it embeds pictures"):
+        Tape(model, CLASSIFIER_ROWS)
+    freeze_others(model, ["head.*"], "test")
+    Tape(model, CLASSIFIER_ROWS)
