@@ -1,5 +1,6 @@
 """Noise and samples of a secret: their distribution, and their independence of the part that is drawn."""
 
+import hashlib
 import math
 import pickle
 
@@ -20,7 +21,7 @@ def secret_of(byte: int) -> Secret:
 
 @pytest.fixture(scope="module")
 def normals() -> np.ndarray:
-    return secret_of(1).normals(0, "weight", 0, DRAWS).numpy()
+    return secret_of(1).normals(0, "weight", 0, DRAWS).double().numpy()
 
 
 @pytest.mark.parametrize("threshold", [-3.0, -1.5, -0.5, 0.0, 0.3, 1.0, 2.0, 3.5, 4.2])
@@ -34,9 +35,9 @@ def test_noise_is_independent_of_its_neighbours_steps_parameters_and_secrets(nor
     others = {
         "next element": np.roll(normals, 1),
         "other half of a block": np.roll(normals, 1 << 13),
-        "step": secret_of(1).normals(1, "weight", 0, DRAWS).numpy(),
-        "parameter": secret_of(1).normals(0, "bias", 0, DRAWS).numpy(),
-        "secret": secret_of(2).normals(0, "weight", 0, DRAWS).numpy(),
+        "step": secret_of(1).normals(1, "weight", 0, DRAWS).double().numpy(),
+        "parameter": secret_of(1).normals(0, "bias", 0, DRAWS).double().numpy(),
+        "secret": secret_of(2).normals(0, "weight", 0, DRAWS).double().numpy(),
     }
     for name, other in others.items():
         assert not np.array_equal(other, normals), name
@@ -47,7 +48,7 @@ def test_noise_is_independent_of_its_neighbours_steps_parameters_and_secrets(nor
 def test_any_part_equals_that_of_the_whole(normals: np.ndarray):
     secret = secret_of(1)
     for start, stop in ((0, 1), (5, 5), (16_383, 16_385), (100, 40_000), (32_768, 49_152)):
-        assert torch.equal(secret.normals(0, "weight", start, stop), torch.from_numpy(normals[start:stop]))
+        assert torch.equal(secret.normals(0, "weight", start, stop), torch.from_numpy(normals[start:stop]).float())
         uniforms = secret.uniforms("sampling", 3, "", 0, 50_000)[start:stop]
         assert np.array_equal(secret.uniforms("sampling", 3, "", start, stop), uniforms)
 
@@ -68,3 +69,16 @@ def test_a_secret_has_no_text_form_and_must_be_set():
         Secret().normals(0, "x", 0, 1)
     with pytest.raises(ValueError, match="31 bytes"):
         Secret().set(bytes(31))
+
+
+def test_both_numbers_of_a_pair_follow_from_64_bits():
+    """Computes the first block in plain Python, in fp64."""
+    message = b"noise\x000\x000\x00weight"
+    raw = hashlib.shake_128((bytes([1]) * 32).ljust(168, b"\0") + message).digest(8 * 8192)
+    drawn = secret_of(1).normals(0, "weight", 0, 1 << 14)
+    for pair in (0, 1, 77, 8191):
+        signed = int.from_bytes(raw[8 * pair : 8 * pair + 8], "little", signed=True)
+        radius = math.sqrt(-2 * math.log(((signed >> 24) + 2**39 + 0.5) / 2**40))
+        angle = 2 * math.pi * (signed % 2**24) / 2**24
+        assert drawn[pair].item() == pytest.approx(radius * math.cos(angle), abs=2e-6)
+        assert drawn[8192 + pair].item() == pytest.approx(radius * math.sin(angle), abs=2e-6)

@@ -121,5 +121,5 @@ def add_noise(model: nn.Module, secret: Secret, step: int, scale: float) -> None
         flat = local(parameter.grad).view(-1)
         start, done = first_element(parameter.grad), 0
         for noise in secret.normal_parts(step, name, start, start + flat.numel()):
-            flat[done : done + len(noise)].add_(noise.mul_(scale).to(flat.device, flat.dtype))
+            flat[done : done + len(noise)].add_(noise.to(flat.device, flat.dtype), alpha=scale)
             done += len(noise)
