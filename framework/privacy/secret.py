@@ -48,8 +48,7 @@ class Secret:
     def normals(self, step: int, name: str, start: int, stop: int) -> Tensor:
         """Returns fp32 standard normal numbers (Box and Muller 1958), the noise of a parameter in a step.
 
-        A pair of numbers takes 64 random bits: 40 for the radius, which is computed in fp64 and is at most 7.5, and 24
-        for the angle.
+        A pair of numbers takes 64 random bits: 40 for the radius, which is at most 7.5, and 24 for the angle.
 
         Args:
             step: Optimizer steps completed before this one.
@@ -67,7 +66,7 @@ class Secret:
             angle = bits.bitwise_and(_ANGLES - 1).float().mul_(2 * math.pi / _ANGLES)
             # The shift keeps the sign: whole numbers from -2^39 to 2^39, moved to the centres of intervals in (0, 1).
             uniform = bits.bitwise_right_shift_(_ANGLE_BITS).double().add_(2.0**39 + 0.5).mul_(2.0**-40)
-            radius = uniform.log_().mul_(-2).sqrt_().float()
+            radius = uniform.log_().float().mul_(-2).sqrt_()
             values = torch.empty(_BLOCK)
             torch.cos(angle, out=values[:half]).mul_(radius)
             torch.sin(angle, out=values[half:]).mul_(radius)

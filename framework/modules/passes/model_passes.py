@@ -72,10 +72,17 @@ class ModelPasses:
         Returns:
             The head's outputs, and their contribution to the loss (`contribution`).
         """
+        outputs = self.outputs(batch, dropout_keys, embedding_offset)
+        with self.precision.autocast(batch.input_ids.device.type):
+            return outputs, contribution(self.task, outputs, batch)
+
+    def outputs(
+        self, batch: PackedBatch, dropout_keys: Tensor | None, embedding_offset: Tensor | None = None
+    ) -> dict[str, Tensor]:
+        """Runs the model as `forward` does, without the loss."""
         begin_activity(f"forward of micro-batch {self.number}")
         with self.precision.autocast(batch.input_ids.device.type):
-            outputs = self.model(batch, dropout_keys, embedding_offset)
-            return outputs, contribution(self.task, outputs, batch)
+            return self.model(batch, dropout_keys, embedding_offset)
 
     def backward(self, loss: Tensor, is_last: bool) -> None:
         """Accumulates the gradients of a part of the step's loss.

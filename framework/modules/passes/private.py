@@ -85,7 +85,7 @@ class PrivateSteps:
         """Accumulates the clipped gradients of one micro-batch; returns its (terms,) float64 sums."""
         units = BatchUnits(batch)
         with tape.recording() as recording:
-            outputs, _ = passes.forward(batch, passes.dropout_keys(batch))
+            outputs = passes.outputs(batch, passes.dropout_keys(batch))
         sequence_losses = passes.task.sequence_losses(outputs, batch)
         assert sequence_losses is not None
         losses = units.losses(sequence_losses)

@@ -7,16 +7,20 @@ outputs forms no gradient of a weight and starts no communication of gradients.
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
+from torch.utils.hooks import RemovableHandle
 
 from framework.batch import PackedBatch
 from framework.errors import ConfigError
 from framework.modules.passes.gradient_squares import RULES, Kept, Rule, shared_table_products, table_squares
 from framework.modules.passes.row_units import TOKENS, BatchUnits, RowUnits, meaning_of_rows
+from framework.nn.dropout import has_kernel
 from framework.nn.embeddings import TokenEmbeddings
+from framework.nn.norm import ResidualNorm
 from framework.tasks.pretraining.head import TiedDecoder
 
 
@@ -104,10 +108,14 @@ class Tape:
     def recording(self) -> Iterator[Recording]:
         """Context in which the model runs one forward pass. Recomputed passes outside of it leave no records."""
         recording = Recording()
-        handles = [
-            module.register_forward_hook(self._hook(name, rule, meaning, recording))
-            for name, (module, rule, meaning) in self._rules.items()
-        ]
+        summed: set[nn.Module] = set()
+        handles: list[RemovableHandle] = []
+        for name, (module, rule, meaning) in self._rules.items():
+            if isinstance(module, ResidualNorm):
+                handles.append(module.register_forward_pre_hook(partial(_request_sum, summed)))
+            handles.append(module.register_forward_hook(self._hook(name, rule, meaning, recording)))
+            if isinstance(module, ResidualNorm):
+                handles.append(module.register_forward_hook(partial(_drop_sum, summed)))
         tables = {} if self._embeddings is None else _tables(self._embeddings)
         if any(table.weight.requires_grad for table in tables.values()):
             assert self._embeddings is not None
@@ -206,11 +214,13 @@ class UnitGradients:
                 record = self.records[name]
                 rows = scales[self.units.of(record.meaning).index][:, None]
                 for parameter, value in record.kept.gradients([(each * rows).to(each.dtype) for each in gradients]):
-                    _gradient_of(parameter).add_(value)
+                    _add_gradient(parameter, value)
             for table, ids in self._trained_tables():
                 assert self.embeddings is not None
                 rows = scales[self.units.of(TOKENS).index][:, None]
-                _gradient_of(table.weight).index_add_(0, ids, self.embeddings.float() * rows)
+                if table.weight.grad is None:
+                    table.weight.grad = torch.zeros_like(table.weight)
+                table.weight.grad.index_add_(0, ids, self.embeddings.float() * rows)
 
     def _trained_tables(self) -> Iterator[tuple[nn.Embedding, Tensor]]:
         """Yields each trained table that was reached, with (tokens,) its rows that were added to the embeddings."""
@@ -228,6 +238,24 @@ class UnitGradients:
         return shared_table_products(decoder, self.units.batch.input_ids, self.embeddings, tokens)
 
 
+def _request_sum(summed: set[nn.Module], module: nn.Module, inputs: tuple) -> tuple | None:
+    """Adds the sum that a `ResidualNorm` normalises to its results, so that the rule need not compute it again.
+
+    The kernels on CUDA compute it again: another result would be one more tensor that activation checkpointing compares
+    with the recomputed ones.
+    """
+    branch, *others, names = inputs
+    if "sum" in names or has_kernel(branch):
+        return None
+    summed.add(module)
+    return branch, *others, ("sum", *names)
+
+
+def _drop_sum(summed: set[nn.Module], module: nn.Module, inputs: tuple, output: tuple) -> tuple | None:  # noqa: ARG001
+    """Removes the added result."""
+    return output[1:] if module in summed else None
+
+
 @contextmanager
 def _plain_arithmetic(tensor: Tensor) -> Iterator[None]:
     """Context without autograd and autocast."""
@@ -235,11 +263,12 @@ def _plain_arithmetic(tensor: Tensor) -> Iterator[None]:
         yield
 
 
-def _gradient_of(parameter: Tensor) -> Tensor:
-    """Returns `grad` of a parameter, which is created if it is missing."""
+def _add_gradient(parameter: Tensor, value: Tensor) -> None:
+    """Adds a new tensor to `grad` of a parameter."""
     if parameter.grad is None:
-        parameter.grad = torch.zeros_like(parameter)
-    return parameter.grad
+        parameter.grad = value.to(parameter.dtype)
+    else:
+        parameter.grad.add_(value)
 
 
 def _tables(embeddings: TokenEmbeddings) -> dict[str, nn.Embedding]:
