@@ -53,6 +53,22 @@ def test_equals_a_loop_over_single_sequences(expected_batch: int, whole: Callabl
     assert sum(shares) > 0 and (expected_batch == 1 or min(shares) < 1)
 
 
+def test_units_of_several_sequences_equal_a_loop_over_single_units(workers: WorkerPool, tmp_path: Path):
+    expected = private_run.loop(3, has_units=True)
+    weights = private_run.run(str(tmp_path / "one"), budget=1000, expected_batch=3, has_units=True)
+    same((rows(tmp_path / "one"), weights), expected)
+    assert sum(row["train/clipped_share"] for row in expected[0]) > 0
+    two = str(tmp_path / "two")
+    for weights in workers.run(private_run.run, 2, two, "fsdp2", 40, 3, None, "", True):
+        same((rows(tmp_path / "two"), weights), expected)
+
+
+@pytest.mark.parametrize(("strategy", "budget"), [("ddp", 20), ("fsdp2", 1000), ("hsdp", 40)])
+def test_four_ranks_equal_one(strategy: str, budget: int, whole, workers: WorkerPool, tmp_path: Path):
+    for weights in workers.run(private_run.run, 4, str(tmp_path), strategy, budget):
+        same((rows(tmp_path), weights), whole(6))
+
+
 def test_losses_of_training_rows_are_not_written(whole: Callable[[int], Run]):
     assert all(
         not key.startswith("train/") or key in ("train/clipped_share", "train/tokens")
@@ -73,15 +89,15 @@ def test_micro_batches_dummies_and_recomputation_do_not_matter(whole: Callable[[
 
 
 @pytest.mark.parametrize(
-    ("strategy", "mode", "sharding"),
+    ("strategy", "mode", "sharding", "expected_batch"),
     [
-        ("ddp", "", None),
-        ("fsdp2", "", None),
-        ("fsdp2", "full", Sharding(gradient_sync="every")),
-        ("fsdp2", "", Sharding(reshard_after_forward=False)),
+        ("ddp", "", None, 6),
+        ("ddp", "", None, 1),
+        ("fsdp2", "", None, 1),
+        ("fsdp2", "full", Sharding(gradient_sync="every"), 6),
+        ("fsdp2", "", Sharding(reshard_after_forward=False), 6),
     ],
 )
-@pytest.mark.parametrize("expected_batch", [6, 1])
 def test_two_ranks_equal_one(strategy, mode, sharding, expected_batch, whole, workers: WorkerPool, tmp_path: Path):
     folder = str(tmp_path)
     results = workers.run(private_run.run, 2, folder, strategy, 40, expected_batch, sharding, mode)

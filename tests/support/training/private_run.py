@@ -1,6 +1,7 @@
 """A private toy run, and a plain loop over single sequences that gives its weights."""
 
 import hashlib
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType
@@ -15,7 +16,8 @@ from torch.nn import functional
 from framework.batch import IGNORE_INDEX, PackedBatch
 from framework.callbacks.cadence import Cadence
 from framework.data.planning.auto_budget import trial_batch
-from framework.data.planning.plan import StepSequences
+from framework.data.planning.plan import SequenceSource, StepSequences
+from framework.data.unit_source import UnitSource
 from framework.distributed.parallel.activation_checkpoint import ActivationCheckpointing
 from framework.distributed.parallel.materialization import materialize
 from framework.distributed.parallel.sharding import Sharding
@@ -39,6 +41,13 @@ class PrivateTask(ToyTask):
     wraps_epochs = False
     head_rows = MappingProxyType({"word": "positions", "pair": "sequences"})
 
+    has_units = False
+
+    def build_sources(self, data: Any, tokenizer: Any, seed: int) -> dict[str, SequenceSource]:
+        """Returns the toy sources; with units, each unit of training has three sequences, and a step uses two."""
+        sources = super().build_sources(data, tokenizer, seed)
+        return {**sources, "train": in_units(sources["train"])} if self.has_units else sources
+
     def sequence_losses(self, outputs: Mapping[str, Tensor], batch: PackedBatch) -> Tensor:
         targets = batch.targets
         words, pairs = (
@@ -51,18 +60,26 @@ class PrivateTask(ToyTask):
         return pairs.index_add(0, sequences[targets["positions"]], words)
 
 
+def in_units(source: SequenceSource) -> UnitSource:
+    """Joins sequences that are not adjacent."""
+    rows = np.arange(len(source))
+    return UnitSource(source, rows, rows % (len(source) // 3), 2)
+
+
 def secret_of(value: bytes) -> Secret:
     secret = Secret()
     secret.set(value)
     return secret
 
 
-def guarantee(expected_batch: int) -> Guarantee:
-    return Guarantee(8.0, 1e-3, "row", CLIP, SIGMA, expected_batch, expected_batch / SIZE, STEPS)
+def guarantee(expected_batch: int, size: int = SIZE) -> Guarantee:
+    return Guarantee(8.0, 1e-3, "row", CLIP, SIGMA, expected_batch, expected_batch / size, STEPS)
 
 
-def private_module(expected_batch: int, secret: Secret) -> EncoderModule:
-    module = build_module(task=PrivateTask())
+def private_module(expected_batch: int, secret: Secret, has_units: bool = False) -> EncoderModule:
+    task = PrivateTask()
+    task.has_units = has_units
+    module = build_module(task=task)
     module.make_private(PrivateSteps(guarantee(expected_batch), secret))
     return module
 
@@ -81,15 +98,19 @@ def run(
     expected_batch: int = 6,
     sharding: Sharding | None = None,
     mode: str = "",
+    has_units: bool = False,
     **options: Any,
 ) -> dict[str, Tensor]:
     """Runs or resumes a private toy run; returns all weights."""
     secret = secret_of(KEY)
-    module = private_module(expected_batch, secret)
+    module = private_module(expected_batch, secret, has_units)
     if sharding is not None:
         module.sharding = sharding
     if mode:
         module.activation_checkpointing = ActivationCheckpointing(mode)  # type: ignore[arg-type]
+    if strategy == "hsdp":
+        # Two hosts, and therefore two copies.
+        os.environ |= {"LOCAL_WORLD_SIZE": "2", "LOCAL_RANK": str(int(os.environ["RANK"]) % 2)}
     callbacks = (Trial(), *options.pop("extra_callbacks", ()))
     train(
         Path(folder), strategy, CADENCE, budget, expected_batch, module=module, secret=secret,
@@ -98,13 +119,15 @@ def run(
     return full_parameters(module.model)
 
 
-def sampled(step: int, expected_batch: int) -> np.ndarray:
-    return np.flatnonzero(secret_of(KEY).uniforms("sampling", step, "", 0, SIZE) < expected_batch / SIZE)
+def sampled(step: int, expected_batch: int, size: int = SIZE) -> np.ndarray:
+    return np.flatnonzero(secret_of(KEY).uniforms("sampling", step, "", 0, size) < expected_batch / size)
 
 
-def loop(expected_batch: int) -> tuple[list[dict[str, float]], dict[str, Tensor]]:
-    """Trains with one backward pass for each sequence; returns the metrics of each step, and the weights."""
-    task, source, secret = PrivateTask(), ToySource(SIZE), secret_of(KEY)
+def loop(expected_batch: int, has_units: bool = False) -> tuple[list[dict[str, float]], dict[str, Tensor]]:
+    """Trains with one backward pass for each unit; returns the metrics of each step, and the weights."""
+    task, secret = PrivateTask(), secret_of(KEY)
+    source = in_units(ToySource(SIZE)) if has_units else ToySource(SIZE)
+    size = len(source)
     model = build_module(task=task).model
     materialize(model, initial_values(model, CONFIG, SEED), "cpu")
     named = dict(model.named_parameters())
@@ -114,11 +137,12 @@ def loop(expected_batch: int) -> tuple[list[dict[str, float]], dict[str, Tensor]
     optimizer = torch.optim.AdamW(groups, lr=1e-2, betas=(0.9, 0.98), eps=1e-6)
     measured = []
     for step in range(STEPS):
-        indices, clipped = sampled(step, expected_batch), 0
+        indices, clipped = sampled(step, expected_batch, size), 0
         totals = {name: torch.zeros_like(parameter) for name, parameter in named.items()}
         for index in indices:
             one = np.array([index])
-            batch = source.build(StepSequences(np.array([0]), one, step * SIZE + one), step)
+            epoch = np.array([step // -(-size // expected_batch)])
+            batch = source.build(StepSequences(epoch, one, step * size + one), step)
             optimizer.zero_grad()
             outputs = model(batch, token_keys(dropout_base(SEED, step, 0), batch))
             task.sequence_losses(outputs, batch).sum().backward()
