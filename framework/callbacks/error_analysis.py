@@ -91,9 +91,10 @@ class ErrorAnalysis(pl.Callback):
             words = ""
             if self.num_explanations and pl_module.task.explains_predictions:
                 words = f" and words of up to {self.num_explanations} others"
+            shown = "texts and pictures" if pl_module.task.patch_size else "texts"
             text = (
-                f"texts: {targets} will show the texts of up to {self.num_examples} validation rows{words}. Set "
-                "trainer.report_examples=0 to leave texts out."
+                f"texts: {targets} will show the {shown} of up to {self.num_examples} validation rows{words}. Set "
+                f"trainer.report_examples=0 to leave {shown} out."
             )
             print_line(text, self.console)
 

@@ -37,7 +37,7 @@ from framework.published.files import (
     read_json,
     tokenizer_folder,
 )
-from framework.published.kinds import EMBEDDING, TRANSLATION, HeadKind, label_names
+from framework.published.kinds import EMBEDDING, IMAGE_TEXT, TRANSLATION, HeadKind, label_names
 from framework.published.own_class import MODEL_TYPE as OWN_MODEL_TYPE
 from framework.published.own_class import MODELING_FILE, class_name, own_class, write_own_class
 from framework.published.pretrained import PATCH_EMBEDDINGS
@@ -98,7 +98,7 @@ def export_huggingface(
     }
     weights = {WEIGHTS_FILE: published.tensors, EXTRA_WEIGHTS_FILE: without_class}
     files: dict[str, Any] = {CONFIG_FILE: published.config}
-    if head_kind == EMBEDDING.name and not heads:
+    if head_kind == IMAGE_TEXT or (head_kind == EMBEDDING.name and not heads):
         files |= sentence_transformers_files(config, task_record)
     texts = {name: _as_json(content) for name, content in files.items()}
     texts |= extra_files or {}

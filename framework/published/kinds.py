@@ -122,6 +122,9 @@ TRANSLATION = HeadKind("translation", "translation")
 EMBEDDING = HeadKind("embedding", "sentence-similarity", truncates_texts=True)
 """One vector per text, exported as the base class of transformers with the files of sentence-transformers."""
 
+IMAGE_TEXT = "image_text"
+"""Kind of a head whose vectors of texts need only the encoder; its scale and bias belong to the loss."""
+
 KINDS = {
     kind.name: kind
     for kind in (

@@ -13,6 +13,7 @@ import numpy as np
 
 if TYPE_CHECKING:
     from framework.data.planning.plan import SequenceSource
+    from framework.data.reading.images import PictureFile
 
 
 @dataclass(frozen=True)
@@ -89,6 +90,21 @@ class Outcomes:
 
 
 @dataclass(frozen=True)
+class Gallery:
+    """Table with pictures.
+
+    Attributes:
+        title: Heading.
+        header: Names of the columns.
+        rows: Cells of each row: a text or a picture.
+    """
+
+    title: str
+    header: Sequence[str]
+    rows: Sequence[Sequence[str | PictureFile]]
+
+
+@dataclass(frozen=True)
 class Examination:
     """Complete error-analysis data of a split.
 
@@ -98,6 +114,7 @@ class Examination:
         confusion: Confusion matrix. None unless each row, or each part of a row, has exactly one class.
         outcomes: Predicted probabilities. None if the task supplies none here.
         numbers: (rows, 2) float64, expected and predicted number. None if the task predicts no numbers.
+        galleries: Tables with pictures, for tasks that read pictures.
     """
 
     rows: Sequence[ExaminedRow]
@@ -105,6 +122,7 @@ class Examination:
     confusion: Confusion | None = None
     outcomes: Outcomes | None = None
     numbers: np.ndarray | None = None
+    galleries: Sequence[Gallery] = ()
 
 
 @dataclass(frozen=True)

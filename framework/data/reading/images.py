@@ -5,6 +5,7 @@ with 8 bits per channel: grey, palette, CMYK and 16-bit pictures are converted.
 """
 
 import importlib.util
+import io
 import os
 import struct
 import warnings
@@ -35,6 +36,9 @@ _EIGHT_OF_SIXTEEN = 257
 _WITH_ALPHA = ("RGBA", "RGBa", "LA", "La", "PA")
 _DRAFT = 2
 """A JPEG is decoded at a reduced size of at least twice the final size, which is faster and no less sharp."""
+
+_THUMBNAIL_SIDE = 96
+"""Longer side of a thumbnail in pixels."""
 
 _DAMAGE = (OSError, SyntaxError, ValueError, EOFError, IndexError, KeyError, TypeError, struct.error, MemoryError)
 """Errors that Pillow raises for damaged pictures."""
@@ -280,6 +284,23 @@ def _unreadable(location: str, name: str, error: BaseException) -> DataError:
         f"{location}: {name!r} cannot be read as a picture ({reason}). Pictures are files of the formats "
         f"{', '.join(FORMATS)}. Replace the file, or remove the row."
     )
+
+
+def thumbnail(picture: PictureFile) -> bytes:
+    """Returns a JPEG file of a picture scaled to at most 96 pixels; tiny pictures are enlarged by whole factors.
+
+    Raises:
+        DataError: The picture is damaged.
+    """
+    from PIL import Image
+
+    scale = _THUMBNAIL_SIDE / max(picture.width, picture.height)
+    width, height = (max(1, round(side * min(1.0, scale))) for side in (picture.width, picture.height))
+    pixels = Image.fromarray(read_patches(picture, height, width, 1).reshape(height, width, 3))
+    file = io.BytesIO()
+    factor = max(1, int(scale))
+    pixels.resize((width * factor, height * factor), Image.Resampling.NEAREST).save(file, "JPEG", quality=85)
+    return file.getvalue()
 
 
 def animation_warnings(pictures: Iterable[PictureFile]) -> list[str]:

@@ -7,6 +7,9 @@ import numpy as np
 from framework.tasks.image_text.features import CAPTION, PICTURE, PairIds
 
 CUTS = (1, 5, 10)
+NUM_SHOWN = 3
+"""Number of the most similar candidates that the report shows."""
+
 _QUERIES_AT_ONCE = 512
 """Number of queries whose similarities with all candidates are in memory at the same time."""
 
@@ -21,13 +24,15 @@ class Retrieval:
     Attributes:
         ranks: By direction ("caption" and "picture", the kind of the candidates): for each query id the rank of its
             first right candidate, from 1. Wrong candidates that are equally similar rank before it.
-        best: By direction: for each query id the id of the most similar candidate.
+        similarities: By direction: for each query id the cosine of its most similar right candidate.
+        top: By direction: for each query id the ids of the most similar candidates, at most NUM_SHOWN.
     """
 
     def __init__(self, vectors: Sequence[np.ndarray], records: Sequence[PairIds]) -> None:
         pictures, captions = (np.array([getattr(each, name) for each in records]) for name in ("picture", "caption"))
         self.ranks: dict[str, np.ndarray] = {}
-        self.best: dict[str, np.ndarray] = {}
+        self.similarities: dict[str, np.ndarray] = {}
+        self.top: dict[str, np.ndarray] = {}
         sides = {"caption": (pictures, PICTURE, captions, CAPTION), "picture": (captions, CAPTION, pictures, PICTURE)}
         for name, (queries, asking, answers, answering) in sides.items():
             asked, candidates = _distinct(vectors, queries, asking), _distinct(vectors, answers, answering)
@@ -35,8 +40,7 @@ class Retrieval:
                 _search(asked[first : first + _QUERIES_AT_ONCE], candidates, queries - first, answers)
                 for first in range(0, len(asked), _QUERIES_AT_ONCE)
             ]
-            self.ranks[name] = np.concatenate([ranks for ranks, _ in parts])
-            self.best[name] = np.concatenate([best for _, best in parts])
+            self.ranks[name], self.similarities[name], self.top[name] = map(np.concatenate, zip(*parts, strict=True))
 
 
 def retrieval_scores(retrieval: Retrieval) -> dict[str, float]:
@@ -63,8 +67,8 @@ def _distinct(vectors: Sequence[np.ndarray], ids: np.ndarray, member: int) -> np
 
 def _search(
     asked: np.ndarray, candidates: np.ndarray, queries: np.ndarray, answers: np.ndarray
-) -> tuple[np.ndarray, np.ndarray]:
-    """Returns the rank of the first right candidate and the best candidate of each query.
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Returns the rank and the cosine of the first right candidate, and the top candidates, of each query.
 
     Args:
         asked: (queries, hidden) vectors of some queries.
@@ -78,4 +82,7 @@ def _search(
     is_right[queries[is_here], answers[is_here]] = True
     own = np.where(is_right, similarities, -np.inf).max(axis=1)
     ranks = 1 + ((similarities >= own[:, None]) & ~is_right).sum(axis=1)
-    return ranks, similarities.argmax(axis=1)
+    count = min(NUM_SHOWN, len(candidates))
+    top = np.argpartition(-similarities, count - 1, axis=1)[:, :count]
+    order = np.take_along_axis(-similarities, top, axis=1).argsort(axis=1, kind="stable")
+    return ranks, own, np.take_along_axis(top, order, axis=1)

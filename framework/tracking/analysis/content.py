@@ -1,8 +1,9 @@
 """Writes and reads the error analysis of a split, `analysis/NAME.json` in a run folder. All plots are drawn from it.
 
 Keys: `facts`, `best_metric`, `metrics`, `classes`, `rows` (their number), `score_name`, `score` (mean over rows),
-`lengths`, `confusion`, `calibration`, `numbers`, `examples`, and optionally `explanations`
-(`framework.tracking.analysis.explanations`). Numbers are rounded, so that they do not depend on how a split was packed.
+`lengths`, `confusion`, `calibration`, `numbers`, `examples`, and optionally `galleries` (tables with pictures) and
+`explanations` (`framework.tracking.analysis.explanations`).
+Numbers are rounded, so that they do not depend on how a split was packed.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from framework.data.tokenization.tokenizer import Tokenizer
 from framework.files import write_atomic
 from framework.metrics.calibration import calibration_bins, expected_calibration_error
 from framework.tasks.examination import Confusion, ExaminedRow, ExaminedSplit, Outcomes, outcomes_of_rows
+from framework.tracking.analysis.galleries import GALLERIES, gallery_values
 from framework.tracking.run_files import read_object
 
 if TYPE_CHECKING:
@@ -48,7 +50,7 @@ def split_analysis(
         split: Examined split.
         facts: Further facts to show, such as the weights that were used.
         tokenizer: Tokenizer that decodes the tokens of rows without a text.
-        num_examples: Number of worst rows that are kept with their texts; 0 keeps no text.
+        num_examples: Number of worst rows that are kept with their texts; 0 keeps no text and no picture.
     """
     rows, examination = split.examination.rows, split.examination
     scores = [row.score for row in rows if row.score is not None]
@@ -68,6 +70,7 @@ def split_analysis(
         "examples": [
             _example(rows[index], index, split.source, tokenizer) for index in worst_rows(rows)[:num_examples]
         ],
+        **({GALLERIES: gallery_values(examination.galleries, num_examples)} if examination.galleries else {}),
     }
 
 

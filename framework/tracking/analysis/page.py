@@ -14,18 +14,31 @@ _TEMPLATES = Environment(
 
 
 @dataclass(frozen=True)
+class Thumbnail:
+    """Small picture in a cell of a table.
+
+    Attributes:
+        jpeg: Content of a JPEG file in base64.
+        name: Name of the picture, shown when the pointer rests on it.
+    """
+
+    jpeg: str
+    name: str
+
+
+@dataclass(frozen=True)
 class Table:
     """A table whose first column names the rows.
 
     Attributes:
         header: Names of the columns.
-        rows: Cells of each row.
+        rows: Cells of each row: texts or thumbnails.
         title: Heading above the table.
         full_length: True: the table has its full length; False: it scrolls.
     """
 
     header: Sequence[str]
-    rows: Sequence[Sequence[str]]
+    rows: Sequence[Sequence[str | Thumbnail]]
     title: str = ""
     full_length: bool = False
 
@@ -33,7 +46,11 @@ class Table:
     def is_numeric(self) -> list[bool]:
         """Returns per column: all cells are empty, "nan", or begin with a digit, a point or a sign; never the first."""
         columns = list(zip(*self.rows, strict=True))[1:]
-        return [False, *(all(cell[:1] in "-+.0123456789" or cell == "nan" for cell in each) for each in columns)]
+        return [False, *(all(map(_is_number, each)) for each in columns)]
+
+
+def _is_number(cell: str | Thumbnail) -> bool:
+    return isinstance(cell, str) and (cell[:1] in "-+.0123456789" or cell == "nan")
 
 
 @dataclass(frozen=True)

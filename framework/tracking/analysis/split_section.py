@@ -7,6 +7,7 @@ from typing import Any
 from framework.tracking.analysis.content import most_confused
 from framework.tracking.analysis.explanation_section import pieces_of
 from framework.tracking.analysis.explanations import EXPLANATIONS
+from framework.tracking.analysis.galleries import GALLERIES, gallery_tables
 from framework.tracking.analysis.page import Picture, Section, Table
 from framework.tracking.analysis.pictures import MOST_NUMBERED_LABELS, needs_legend
 
@@ -47,7 +48,11 @@ def split_section(run_folder: Path, name: str, analysis: Mapping[str, Any]) -> S
         heading(name),
         details=" · ".join(details),
         pictures=_pictures(run_folder, name, analysis),
-        tables=[*_classes(analysis["classes"]), *_confused(analysis["confusion"])],
+        tables=[
+            *_classes(analysis["classes"]),
+            *_confused(analysis["confusion"]),
+            *gallery_tables(analysis.get(GALLERIES, ())),
+        ],
         examples=_examples(analysis["examples"], analysis.get(EXPLANATIONS, {}).get("examples", ())),
     )
 

@@ -8,10 +8,12 @@ import pytest
 import torch
 from PIL import Image
 
+from framework.data.planning.collate import RoundedShape
 from framework.data.planning.plan import StepSequences
 from framework.data.reading.images import PatchGrid
 from framework.data.reading.rows import Row
 from framework.data.tokenization.tokenizer import Tokenizer
+from framework.datamodules.datamodule import EncoderDataModule
 from framework.errors import ConfigError, DataError
 from framework.tasks.image_text.data import CaptionedImages
 from framework.tasks.image_text.features import pair_source
@@ -120,6 +122,32 @@ def test_the_fingerprint_follows_the_pictures(folder, tokenizer):
     larger = [replace(rows[0], picture=replace(rows[0].picture, num_bytes=1)), rows[1]]
     assert fingerprint(rows) == fingerprint(list(rows))
     assert len({fingerprint(rows), fingerprint(larger), fingerprint(rows, 2)}) == 3
+
+
+def test_ranks_workers_and_resume_see_the_same_patches(folder, tokenizer):
+    """Patches by sequence id: of one rank, and of two ranks that start at step 2 with loader processes."""
+    rows = [f"{name},caption {number}" for number in range(6) for name in COLORS]
+    source = pair_source(table(folder, *rows).load().splits["train"], ["loss"], tokenizer, PatchGrid(4, 4, 64), 8)
+
+    def steps(num_ranks: int, num_workers: int, start: int) -> dict[int, dict[int, list[list[int]]]]:
+        seen: dict[int, dict[int, list[list[int]]]] = {}
+        for rank in range(num_ranks):
+            data = EncoderDataModule(
+                {"train": source}, 3, 5, 40, 6, False, num_ranks, rank, num_workers=num_workers, shape=RoundedShape()
+            )
+            data.set_start(start)
+            for step in data.train_dataloader():
+                for batch in step.micro_batches:
+                    owner = torch.bucketize(batch.patch_tokens, batch.cu_seqlens[1:], right=True)
+                    for sequence, patch in zip(owner.tolist(), batch.patches.tolist(), strict=True):
+                        if sequence < batch.num_sequences:  # others are fillers
+                            own = seen.setdefault(step.step, {}).setdefault(int(batch.sequence_ids[sequence]), [])
+                            own.append(patch)
+        return seen
+
+    whole = steps(1, 0, 0)
+    assert sorted(whole) == list(range(6)) and sum(map(len, whole.values())) == 5 + 5 + 5 + 3 + 5 + 5
+    assert steps(2, 1, 2) == {step: whole[step] for step in range(2, 6)}
 
 
 def test_rows_to_predict_have_a_picture_or_a_text(folder, tokenizer):

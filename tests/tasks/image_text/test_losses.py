@@ -8,6 +8,10 @@ import torch
 from torch.nn.functional import cosine_similarity, logsigmoid
 
 from framework.data.planning.collate import pack_sequences
+from framework.data.reading.images import PictureFile
+from framework.tasks.examination import ItemResults
+from framework.tasks.image_text.data import CaptionedPicture
+from framework.tasks.image_text.examine import examine_retrieval
 from framework.tasks.image_text.features import PairIds
 from framework.tasks.image_text.head import ImageTextHead
 from framework.tasks.image_text.losses import contrast, sigmoid_pairs
@@ -110,13 +114,40 @@ def test_retrieval_by_hand():
     vectors = [np.stack([3 * unit["picture"][picture], unit["caption"][caption]]) for picture, caption in PAIRS]
     retrieval = Retrieval(vectors, [PairIds(picture, caption, None) for picture, caption in PAIRS])
     # From picture 0 (0.0): captions 2 (0.1), 1 (0.9, right). Picture 1 (1.0): caption 1. Picture 2 (2.0): 0, 1, 2.
-    assert retrieval.ranks["caption"].tolist() == [2, 1, 3] and retrieval.best["caption"].tolist() == [2, 1, 0]
+    assert retrieval.ranks["caption"].tolist() == [2, 1, 3] and retrieval.top["caption"].tolist() == [
+        [2, 1, 0],
+        [1, 0, 2],
+        [0, 1, 2],
+    ]
     # From caption 0 (1.4): pictures 1, 2, 0 (right). Caption 1 (0.9): picture 1. Caption 2 (0.1): 0, 1, 2.
-    assert retrieval.ranks["picture"].tolist() == [3, 1, 3] and retrieval.best["picture"].tolist() == [1, 1, 0]
+    assert retrieval.ranks["picture"].tolist() == [3, 1, 3] and retrieval.top["picture"][:, 0].tolist() == [1, 1, 0]
     scores = retrieval_scores(retrieval)
     assert scores["caption_recall_at_1"] == pytest.approx(1 / 3) and scores["caption_median_rank"] == 2.0
     assert scores["picture_recall_at_1"] == pytest.approx(1 / 3) and scores["picture_median_rank"] == 3.0
     assert scores["caption_recall_at_5"] == 1.0 and scores["mean_recall"] == pytest.approx((1 / 3 + 1 / 3 + 4) / 6)
+
+
+def test_the_report_shows_the_worst_and_best_searches_both_ways():
+    """Picture i is at angle i, its caption beside it; the captions of pictures 0 and 1 are exchanged."""
+    angles = [(0.0, 0.9), (1.0, 0.1), (2.0, 2.1), (3.0, 3.1)]
+    vectors = [np.array([[math.cos(angle), math.sin(angle)] for angle in pair]) for pair in angles]
+    rows = [
+        CaptionedPicture(f"row {index}", PictureFile("", f"{index}.png", "", 1, 1, 1, False), f"caption {index}")
+        for index in range(4)
+    ]
+    records = [PairIds(index, index, row) for index, row in enumerate(rows)]
+    found = examine_retrieval(records, ItemResults(vectors, None, np.full(4, 9)))
+    assert [row.score for row in found.rows] == pytest.approx([0.5, 0.5, 1.0, 1.0])
+    assert found.rows[0].predicted == "caption 1 (right caption at rank 2, right picture at rank 2)"
+    titles = {gallery.title: gallery for gallery in found.galleries}
+    worst = titles["The worst searches for a caption"].rows
+    assert {row[0].name for row in worst} == {"0.png", "1.png"} and {row[2] for row in worst} == {"2"}
+    assert next(row for row in worst if row[0].name == "0.png")[1:] == [
+        *("caption 0", "2", "caption 1", "caption 0", "caption 2"),
+    ]
+    best = titles["The best searches for a picture"].rows
+    assert {row[0] for row in best[:2]} == {"caption 2", "caption 3"} and best[0][3] is best[0][1]
+    assert titles["The best searches for a picture"].header[:3] == ["caption", "right picture", "rank"]
 
 
 def test_a_collapsed_model_retrieves_nothing():
