@@ -8,11 +8,12 @@ class Cadence:
     """Schedule of probes, rows, validations and checkpoints. Within a step they run in this order.
 
     Attributes:
-        max_steps: Optimizer steps of the whole run.
+        max_steps: Step of the run after which training ends: the last one of the run, or of a phase.
         log_every_n_steps: Steps between rows of training metrics.
         validate_every_n_steps: Steps between validations; None: there is no validation split.
         checkpoint_every_n_steps: Steps between checkpoints; None: one at the end only.
         probe_every_n_steps: Steps between scorings of probes; None: one at the end only.
+        run_steps: Optimizer steps of the whole run, if it has phases; None: `max_steps`.
     """
 
     max_steps: int
@@ -20,6 +21,17 @@ class Cadence:
     validate_every_n_steps: int | None = None
     checkpoint_every_n_steps: int | None = None
     probe_every_n_steps: int | None = None
+    run_steps: int | None = None
+
+    @property
+    def total_steps(self) -> int:
+        """Returns the optimizer steps of the whole run."""
+        return self.max_steps if self.run_steps is None else self.run_steps
+
+    @property
+    def ends_run(self) -> bool:
+        """Returns True if the run ends with `max_steps`; otherwise another phase follows."""
+        return self.max_steps == self.total_steps
 
     def logs(self, step: int) -> bool:
         """Returns True if a row of training metrics is due after this many completed steps."""

@@ -48,7 +48,7 @@ class RankLines(pl.Callback):
     def on_train_start(self, trainer: pl.Trainer, pl_module: EncoderModule) -> None:
         """Logs the step at which training begins or resumes."""
         event = "training resumes" if trainer.global_step else "training begins"
-        logger.info("%s after step %d of %d", event, trainer.global_step, trainer.max_steps)
+        logger.info("%s after step %d of %d", event, trainer.global_step, self.cadence.total_steps)
         self._begin_next(trainer)
 
     @override
@@ -85,7 +85,7 @@ class RankLines(pl.Callback):
     @override
     def on_fit_end(self, trainer: pl.Trainer, pl_module: EncoderModule) -> None:
         """Logs the step at which training ended."""
-        logger.info("training ended after step %d of %d", trainer.global_step, trainer.max_steps)
+        logger.info("training ended after step %d of %d", trainer.global_step, self.cadence.total_steps)
 
     def _begin_next(self, trainer: pl.Trainer) -> None:
         if trainer.global_step < trainer.max_steps and not trainer.should_stop:

@@ -6,6 +6,7 @@
 import logging
 import math
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import lightning.pytorch as pl
@@ -29,6 +30,21 @@ from framework.tracking.rank_log import RUN_LOGGER
 logger = logging.getLogger(RUN_LOGGER)
 
 
+@dataclass(frozen=True)
+class PhaseBegin:
+    """Begin of a phase that follows another one in the same run.
+
+    Attributes:
+        name: Name of the phase.
+        first_step: Steps of the run before the phase.
+        resets_optimizer: True: the optimizer's state, except a moving average of the weights, begins anew.
+    """
+
+    name: str
+    first_step: int
+    resets_optimizer: bool
+
+
 class Resume(pl.Callback):
     """Loads weights, optimizer and counters before the loop starts. It must be the first callback."""
 
@@ -39,6 +55,7 @@ class Resume(pl.Callback):
         verify: Verify = "checksums",
         falls_back: bool = True,
         accepts_missing_rows: bool = False,
+        begins: PhaseBegin | None = None,
         console: Console | None = None,
     ) -> None:
         """Creates the callback.
@@ -51,6 +68,8 @@ class Resume(pl.Callback):
             falls_back: True: instead of a damaged checkpoint the previous one is used; False: it is an error.
             accepts_missing_rows: Report rows of metrics.jsonl that are missing before the checkpoint; otherwise they
                 are an error.
+            begins: Phase that begins with the checkpoint of its first step; None: the run has no phases, or its first
+                phase is trained.
             console: Console that shows the checkpoint resumed from; None: standard output.
         """
         self.checkpoint = checkpoint
@@ -58,6 +77,7 @@ class Resume(pl.Callback):
         self.verify = verify
         self.falls_back = falls_back
         self.accepts_missing_rows = accepts_missing_rows
+        self.begins = begins
         self.console = console
 
     @override
@@ -80,6 +100,12 @@ class Resume(pl.Callback):
             if isinstance(callback, RunLog) and _is_in(self.own_checkpoints, loaded.folder):
                 self._check_rows(callback, state, loaded.folder)
         resumed = f"Resuming from step {state['step']:,} of {trainer.max_steps:,} ({loaded.folder})."
+        if self.begins is not None and state["step"] == self.begins.first_step:
+            resumed = f"Phase {self.begins.name} begins with step {state['step'] + 1:,} and ends after step "
+            resumed += f"{trainer.max_steps:,}."
+            if self.begins.resets_optimizer:
+                resumed += " The optimizer begins without state."
+                pl_module.optimizer.reset_state()
         if trainer.is_global_zero:
             self._report(resumed)
             self._report_schedule(trainer, pl_module, state)
@@ -107,6 +133,8 @@ class Resume(pl.Callback):
     def _report_schedule(self, trainer: pl.Trainer, pl_module: EncoderModule, state: Mapping[str, Any]) -> None:
         """Reports how the learning rate changes if the schedule differs from the checkpoint's."""
         step, before = state["step"], state.get(SCHEDULE)
+        if self.begins is not None and step == self.begins.first_step:
+            return
         factor = pl_module.schedule(step)
         if before is None or step >= trainer.max_steps or math.isclose(before["next_factor"], factor, rel_tol=1e-9):
             return

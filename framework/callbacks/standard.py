@@ -68,6 +68,7 @@ def standard_callbacks(
     checkpoints: Location | None = None,
     probes: Mapping[str, Probe] = MappingProxyType({}),
     endings: Endings = NO_ENDINGS,
+    phase: str | None = None,
 ) -> list[pl.Callback]:
     """Builds a run's callbacks. Order in a step: guard, update, measure, probe, log, validate, log, agree, save, show.
 
@@ -85,6 +86,7 @@ def standard_callbacks(
         checkpoints: Folder of the checkpoints; None: a folder in the run folder.
         probes: Probes on the encoder's features, by name.
         endings: Conditions that may end the run before its last step.
+        phase: Name of the phase of the run; None: the run has no phases.
     """
     throughput = throughput or Throughput(Timings())
     run_log = RunLog(run_folder, cadence, throughput, loggers)
@@ -107,8 +109,8 @@ def standard_callbacks(
         early_stopping,
         preemption,
         checkpointing,
-        ProgressLine(run_log, run_folder.name, task.best_metric, further_keys=probing.keys),
+        ProgressLine(run_log, phase or run_folder.name, task.best_metric, further_keys=probing.keys),
         Summary(run_folder, run_log, preemption, early_stopping, guard, task.best_metric, task.best_mode),
-        Pictures(run_folder),
+        *([Pictures(run_folder)] if cadence.ends_run else []),
         RankLines(run_log, cadence),
     ]

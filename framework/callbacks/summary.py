@@ -66,10 +66,12 @@ class Summary(pl.Callback):
     def on_fit_end(self, trainer: pl.Trainer, pl_module: EncoderModule) -> None:
         """Writes `finished`, `pruned`, `preempted` or `stopped`. A run that early stopping ended is `finished`.
 
-        This hook also runs if no step is left to train, after a kill that followed the last checkpoint.
+        Nothing is written at the end of a phase that others follow. This hook also runs if no step is left to train,
+        after a kill that followed the last checkpoint.
         """
         if trainer.global_step >= trainer.max_steps:
-            self._write(trainer, pl_module, "finished", None)
+            if self.run_log.cadence.ends_run:
+                self._write(trainer, pl_module, "finished", None)
         elif self.early_stopping.is_pruned:
             self._write(trainer, pl_module, "pruned", self.early_stopping.why)
         elif self.early_stopping.why is not None:
@@ -99,7 +101,7 @@ class Summary(pl.Callback):
             "ended": ended,
             "why": why,
             "steps": trainer.global_step,
-            "max_steps": trainer.max_steps,
+            "max_steps": self.run_log.cadence.total_steps,
             **({"skipped_steps": self.guard.num_skipped_steps} if self.guard.skipped else {}),
             "tokens": pl_module.num_tokens,
             "wall_seconds": throughput.wall_seconds(),

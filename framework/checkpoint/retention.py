@@ -31,6 +31,7 @@ class Retention:
         best_mode: "min" or "max".
         newest_of_every: Interval in steps; the newest checkpoint at one of its multiples is kept, even if many were
             saved since. None disables this rule.
+        always: Steps whose checkpoints are kept forever, such as the last ones of phases.
     """
 
     keep_last: int = 2
@@ -39,6 +40,7 @@ class Retention:
     best_key: str = "val/loss"
     best_mode: str = "min"
     newest_of_every: int | None = None
+    always: frozenset[int] = frozenset()
 
     def steps_to_keep(self, validations: Mapping[int, Mapping[str, float]]) -> set[int]:
         """Returns the steps whose checkpoints are kept. Of equal metrics, the earlier step ranks higher.
@@ -48,7 +50,7 @@ class Retention:
                 empty mapping.
         """
         steps = sorted(validations)
-        kept = set(steps[-max(self.keep_last, 1) :])
+        kept = set(steps[-max(self.keep_last, 1) :]) | (self.always & set(steps))
         if self.keep_every_n_steps is not None:
             kept |= {step for step in steps if step % self.keep_every_n_steps == 0}
         if self.newest_of_every is not None:

@@ -7,8 +7,10 @@ from typing import Any
 
 from omegaconf import DictConfig
 
+from framework.checkpoint.layout import step_of
 from framework.config.build import Parts, build_module, build_parts, build_settings
 from framework.config.checks import check_device, obstacle_to_graphs
+from framework.config.phases import LAST_STEP, Phase, check_phases, naming_phase, phase_configs, with_results
 from framework.config.run_folder import RunFolder, find_run_folder
 from framework.config.schema import TrainConfig
 from framework.config.secrets import masked
@@ -26,24 +28,56 @@ logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class AssembledRun:
-    """A run that passed all checks that need no device and no other process.
+class AssembledPhase:
+    """A phase of a run, or a whole run without phases, that passed all checks that need no device.
 
     Attributes:
-        config: Resolved config of the run with masked secrets. It determines the run folder.
+        phase: Name and number.
+        config: Resolved config of the phase with masked secrets.
         settings: The same config as typed settings.
-        parts: Components of the run.
+        parts: Components.
         data: LightningDataModule.
         module: LightningModule, its weights on the meta device.
-        folder: Run folder and the checkpoint to resume from.
     """
 
+    phase: Phase
     config: Mapping[str, Any]
     settings: TrainConfig
     parts: Parts
     data: EncoderDataModule
     module: EncoderModule
+
+
+@dataclass(frozen=True)
+class AssembledRun:
+    """A run that passed all checks that need no device and no other process.
+
+    Attributes:
+        phases: Phases that are not finished in their order; a run without phases has one.
+        configs: Resolved config of each phase with masked secrets.
+        max_steps: Optimizer steps of the whole run.
+        folder: Run folder and the checkpoint to resume from.
+    """
+
+    phases: tuple[AssembledPhase, ...]
+    configs: tuple[Mapping[str, Any], ...]
+    max_steps: int
     folder: RunFolder
+
+    @property
+    def settings(self) -> TrainConfig:
+        """Returns the settings of the first phase that is left; groups that phases cannot change apply to the run."""
+        return self.phases[0].settings
+
+    def from_step_in(self, folder: RunFolder) -> "AssembledRun":
+        """Returns the run without the phases that a run folder has finished, except the last one."""
+        step = 0 if folder.checkpoint is None else step_of(folder.checkpoint)
+        left = tuple(each for each in self.phases if step < each.parts.max_steps)
+        return replace(self, phases=left or self.phases[-1:], folder=folder)
+
+    def find_folder(self) -> RunFolder:
+        """Reads the run folder, in which another start, or the phase before, may have trained."""
+        return find_run_folder(self.settings.run, self.configs)
 
 
 def assemble_run(
@@ -61,13 +95,39 @@ def assemble_run(
     Raises:
         FrameworkError: The config cannot be run.
     """
+    saved = config if composed is None else masked(composed, config)
+    phases: list[AssembledPhase] = []
+    for (phase, its_config), (_, its_saved) in zip(phase_configs(config), phase_configs(saved), strict=True):
+        first_step = phases[-1].parts.max_steps if phases else 0
+        with naming_phase(phase):
+            phases.append(_assemble_phase(phase, its_config, its_saved, info, device_type, first_step))
+    configs = [each.config for each in phases]
+    shapes = [{name: tuple(weight.shape) for name, weight in each.parts.model.named_parameters()} for each in phases]
+    check_phases(shapes, configs)
+    results = {each.phase.name: {"model": each.config["model"], LAST_STEP: each.parts.max_steps} for each in phases}
+    recorded = tuple(replace(each, config=with_results(each.config, results)) for each in phases)
+    configs = tuple(each.config for each in recorded)
+    folder = find_run_folder(phases[0].settings.run, configs)
+    return AssembledRun(recorded, configs, phases[-1].parts.max_steps, folder).from_step_in(folder)
+
+
+def _assemble_phase(
+    phase: Phase,
+    config: Mapping[str, Any],
+    saved: Mapping[str, Any],
+    info: ProcessInfo,
+    device_type: str,
+    first_step: int,
+) -> AssembledPhase:
+    """Assembles a phase from its config, and its record from the same config with masked secrets."""
     settings = build_settings(config, info.world_size)
+    settings = replace(settings, seed=phase.seed(settings.seed))
     scaling = settings.precision
     precision = resolve_precision(scaling.name, device_type, scaling.init_scale, scaling.growth_interval)
     if device_type == "cuda" or not settings.check:
         check_device(settings, precision, device_type)
     check_loggers(settings.logger)
-    parts = build_parts(settings, info.world_size)
+    parts = build_parts(settings, info.world_size, first_step)
     strategy = settings.strategy
     backend = resolve_compile(
         "none" if parts.privacy is not None else strategy.compile,  # norms of units need the modules of each layer
@@ -84,12 +144,9 @@ def assemble_run(
             parts.privacy.secret.set(bytes(SECRET_BYTES))
     has_graphs = device_type == "cuda" and _has_graphs(settings, precision, parts, info)
     data = build_data(settings, parts, info, device_type, has_graphs)
-    as_it_runs = as_run(config, parts, precision, backend)
-    if composed is not None:
-        as_it_runs = masked(composed, as_it_runs)
     module = build_module(settings, parts, precision, device_type)
     module.build_graphs = CudaGraphs if has_graphs else None
-    return AssembledRun(as_it_runs, settings, parts, data, module, find_run_folder(settings.run, as_it_runs))
+    return AssembledPhase(phase, as_run(saved, parts, precision, backend), settings, parts, data, module)
 
 
 def _has_graphs(settings: TrainConfig, precision: Precision, parts: Parts, info: ProcessInfo) -> bool:

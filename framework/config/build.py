@@ -60,10 +60,11 @@ class Parts:
         weights: Starting weights, unused if the run resumes; None: fresh weights from the seed.
         model: Encoder and head on the meta device.
         global_batch_size: Sequences per optimizer step over all ranks, after the batch warmup.
-        max_steps: Optimizer steps of the whole run.
+        max_steps: Step of the run after which these components have trained; without phases the steps of the run.
         validate_every_n_steps: Interval of validations in steps; None: there is no validation split.
         probes: Probes that are fitted to the features of the encoder, by name.
         privacy: Guarantee and secret of a private run; None: the run is not private.
+        first_step: Steps of the run before these components train, which is 0 except in later phases.
     """
 
     tokenizer: Tokenizer
@@ -77,6 +78,7 @@ class Parts:
     validate_every_n_steps: int | None
     probes: Mapping[str, Probe]
     privacy: Privacy | None = None
+    first_step: int = 0
 
 
 def build_settings(config: Mapping[str, Any], world_size: int) -> TrainConfig:
@@ -97,12 +99,13 @@ def build_settings(config: Mapping[str, Any], world_size: int) -> TrainConfig:
     return settings
 
 
-def build_parts(settings: TrainConfig, world_size: int) -> Parts:
+def build_parts(settings: TrainConfig, world_size: int, first_step: int = 0) -> Parts:
     """Reads tokenizer, data and starting weights, builds task and model, and checks that they fit each other.
 
     Args:
-        settings: Settings of the run.
+        settings: Settings of the run, or of one of its phases.
         world_size: Number of processes.
+        first_step: Steps of the run before the phase.
 
     Raises:
         FrameworkError: A file cannot be used, or two parts do not fit each other.
@@ -143,7 +146,7 @@ def build_parts(settings: TrainConfig, world_size: int) -> Parts:
     size = resolve_global_batch_size(settings.trainer, sources["train"])
     num_sequences = len(sources["train"])
     every = settings.trainer.val_every_n_steps or steps_per_epoch(num_sequences, size)
-    max_steps = run_length(settings.trainer, size, num_sequences, task.wraps_epochs)
+    max_steps = first_step + run_length(settings.trainer, size, num_sequences, task.wraps_epochs)
     check_profile(settings.trainer, max_steps)
     return Parts(
         tokenizer,
@@ -157,6 +160,7 @@ def build_parts(settings: TrainConfig, world_size: int) -> Parts:
         validate_every_n_steps=every if "validation" in sources else None,
         probes=build_probes(settings.probes, tokenizer, config),
         privacy=build_privacy(settings, task, items, model, size, max_steps),
+        first_step=first_step,
     )
 
 
@@ -291,6 +295,7 @@ def build_module(settings: TrainConfig, parts: Parts, precision: Precision, devi
             built.keep_average(settings.trainer.ema_decay)
         return built
 
+    schedule = settings.schedule.build(max_steps=parts.max_steps - parts.first_step)
     module = EncoderModule(
         model=parts.model,
         task=parts.task,
@@ -298,7 +303,7 @@ def build_module(settings: TrainConfig, parts: Parts, precision: Precision, devi
         precision=precision,
         initial_values=starting_values(parts.weights, parts.config, settings.seed),
         build_optimizer=build_optimizer,
-        schedule=settings.schedule.build(max_steps=parts.max_steps),
+        schedule=lambda step: schedule(step - parts.first_step),
         max_grad_norm=settings.trainer.max_grad_norm,
         activation_checkpointing=settings.strategy.activation_checkpointing,
         sharding=settings.strategy,

@@ -1,9 +1,12 @@
 """Completes a run that was killed after its last step; called when the run is started again."""
 
 import logging
+from collections.abc import Mapping
+from typing import Any
 
 from framework.checkpoint.retention import Retention
 from framework.config.nodes import check_arguments
+from framework.config.phases import phase_ends
 from framework.config.privacy import delete_secret
 from framework.config.run_folder import RunFolder, read_config
 from framework.config.schema import TrainerConfig
@@ -17,8 +20,8 @@ from framework.tracking.summary_file import read_summary
 logger = logging.getLogger(RUN_LOGGER)
 
 
-def retention_of(trainer: TrainerConfig, task: Task) -> Retention:
-    """Returns the rule for which checkpoints of a run are kept."""
+def retention_of(trainer: TrainerConfig, task: Task, config: Mapping[str, Any]) -> Retention:
+    """Returns the rule for which checkpoints of a run are kept; the last one of each phase always is."""
     return Retention(
         trainer.keep_last,
         trainer.keep_every_n_steps,
@@ -26,6 +29,7 @@ def retention_of(trainer: TrainerConfig, task: Task) -> Retention:
         f"val/{task.best_metric}",
         task.best_mode,
         trainer.checkpoint_every_n_steps if trainer.on_non_finite == "roll_back" else None,
+        phase_ends(config),
     )
 
 
@@ -45,9 +49,9 @@ def complete_run(folder: RunFolder, task: Task) -> None:
     if summary is not None and summary["ended"] == "finished":
         delete_secret(folder.path)
     try:
-        saved = read_config(folder.path)["trainer"]
-        trainer = TrainerConfig(**check_arguments("trainer", saved, TrainerConfig))
-        retention_of(trainer, task).prune(folder.checkpoints)
+        saved = read_config(folder.path)
+        trainer = TrainerConfig(**check_arguments("trainer", saved["trainer"], TrainerConfig))
+        retention_of(trainer, task, saved).prune(folder.checkpoints)
         if not has_report(folder.path):
             make_report(folder.path)
             logger.info("%s was missing and has been created", REPORT_FILE)

@@ -33,6 +33,8 @@ IDENTITY_KEYS = (
     "trainer.ema_decay",
     "trainer.freeze",
 )
+_OF_PHASES = (*IDENTITY_KEYS, "trainer.max_steps", "trainer.max_epochs", "optimizer_state", "last_step")
+"""Keys of the identity within a phase. Its length cannot change, because the next phase begins after it."""
 GROWING_KEYS = ("trainer.max_steps", "trainer.max_epochs")
 """Keys that may grow but not shrink when a run resumes, because trained steps cannot be undone."""
 
@@ -64,10 +66,15 @@ def identity(config: Mapping[str, Any]) -> dict[str, Any]:
     return {
         name: former_name(value)
         for name, value in flatten(config).items()
-        if value not in ([], {})
-        and not (name in _ADDED_KEYS and value == _ADDED_KEYS[name])
-        and any(name == key or name.startswith(key + ".") for key in IDENTITY_KEYS)
+        if value not in ([], {}) and not (name in _ADDED_KEYS and value == _ADDED_KEYS[name]) and _is_fixed(name)
     }
+
+
+def _is_fixed(name: str) -> bool:
+    keys: tuple[str, ...] = IDENTITY_KEYS
+    if name.startswith("phases."):
+        name, keys = name.split(".", 2)[-1], _OF_PHASES
+    return any(name == key or name.startswith(key + ".") for key in keys)
 
 
 def identity_text(config: Mapping[str, Any]) -> str:

@@ -4,6 +4,7 @@ from framework.callbacks.plan_line import MEASURED_STEPS, plan_text
 from framework.checkpoint.layout import step_of
 from framework.config.assembly import AssembledRun
 from framework.config.build import Parts
+from framework.config.phases import LAST_STEP, PHASES
 from framework.distributed.processes.environment import ProcessInfo
 from framework.errors import ConfigError
 from framework.models.accounting import count_parameters
@@ -38,7 +39,8 @@ def describe_run(run: AssembledRun, is_finished: bool, device_type: str) -> list
         is_finished: True if an earlier start finished the run.
         device_type: Device type of the check, "cpu" or "cuda".
     """
-    settings, parts, folder, plan = run.settings, run.parts, run.folder, run.data.plans["train"]
+    folder, phase = run.folder, run.phases[0]
+    settings, parts, plan = phase.settings, phase.parts, phase.data.plans["train"]
     start = 0 if folder.checkpoint is None else step_of(folder.checkpoint)
     config = parts.config
     rows = [
@@ -51,7 +53,8 @@ def describe_run(run: AssembledRun, is_finished: bool, device_type: str) -> list
         ),
         ("weights", _weights(parts, settings.seed)),
         *((f"{split} split", f"{len(source):,} sequences") for split, source in parts.sources.items()),
-        ("steps", f"{parts.max_steps:,}"),
+        ("steps", f"{run.max_steps:,}"),
+        *_phases(run),
         ("data-parallel ranks", f"{plan.num_ranks:,} under strategy={settings.strategy.name}"),
     ]
     steps = range(start, min(start + MEASURED_STEPS, parts.max_steps))
@@ -60,6 +63,12 @@ def describe_run(run: AssembledRun, is_finished: bool, device_type: str) -> list
     if device_type != "cuda":
         rows.append(("not checked", "memory, precision=float8 and strategy.compile, which need a GPU"))
     return rows
+
+
+def _phases(run: AssembledRun) -> list[tuple[str, str]]:
+    phases = run.configs[0].get(PHASES) or {}
+    lengths = [f"{name} up to step {each[LAST_STEP]:,}" for name, each in phases.items()]
+    return [("phases", ", ".join(lengths))] if lengths else []
 
 
 def _start(step: int, is_finished: bool) -> str:

@@ -8,6 +8,7 @@ from framework.checkpoint.layout import step_of
 from framework.config.command_schema import ExportConfig
 from framework.config.evaluation_data import describe_weights
 from framework.config.nodes import TARGET_KEY
+from framework.config.phases import LAST_STEP, PHASE, PHASES, phase_of
 from framework.config.run_folder import read_config
 from framework.config.run_records import read_starts
 from framework.config.trained import Trained
@@ -88,8 +89,12 @@ def _training(config: Mapping[str, Any], summary: Mapping[str, Any], step: int) 
     batch = f"{size:,} sequences" if size is not None else f"about {trainer['global_batch_tokens']:,} tokens"
     if trainer["batch_warmup_start"] is not None:
         batch += f", growing from {trainer['batch_warmup_start']:,} over {trainer['batch_warmup_steps']:,} steps"
-    rows = {
-        "steps": f"{step:,} of {summary['max_steps']:,}" if summary else f"{step:,}",
+    rows = {"steps": f"{step:,} of {summary['max_steps']:,}" if summary else f"{step:,}"}
+    if phases := config.get(PHASES):
+        rows["phases"] = ", ".join(f"{name} up to step {phase[LAST_STEP]:,}" for name, phase in phases.items())
+    if phase_of(config, step) != config.get(PHASE):
+        return rows | {"phase of these weights": str(phase_of(config, step))}  # the saved config is of a later phase
+    rows |= {
         "batch of a step": batch,
         "optimizer": str(optimizer[TARGET_KEY]),
         **_rates(optimizer),

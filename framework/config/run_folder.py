@@ -1,7 +1,7 @@
 """Finds and checks the folder of a run, and writes its records at the start."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,6 +11,7 @@ import yaml
 from framework.checkpoint.layout import COMPLETE, checkpoints_folder, newest_complete, step_of
 from framework.checkpoint.storage import Location, location
 from framework.config.identity import check_same_run, identity_text
+from framework.config.phases import PHASE
 from framework.config.run_config import RunConfig
 from framework.config.run_records import find_lost_step, read_starts
 from framework.data.tokenization.tokenizer import SEPARATORS_KEY, Tokenizer
@@ -45,18 +46,18 @@ class RunFolder:
     lost_step: int | None = None
 
 
-def find_run_folder(run: RunConfig, config: Mapping[str, Any]) -> RunFolder:
+def find_run_folder(run: RunConfig, configs: Sequence[Mapping[str, Any]]) -> RunFolder:
     """Finds the folder of a run and checks that it may be used. Nothing is written.
 
     Args:
         run: Settings of the config group `run`.
-        config: Resolved config of the run with masked secrets.
+        configs: Resolved config of each phase with masked secrets; of a run without phases, its config.
 
     Raises:
         ConfigError: The folder belongs to another config, or contains a run although `run.resume` is "never".
         CheckpointError: The checkpoint in `run.resume` does not exist, or all checkpoints of the run are missing.
     """
-    path = Path(run.dir) / resolve_run_id(run.id, identity_text(config))
+    path = Path(run.dir) / resolve_run_id(run.id, identity_text(configs[0]))
     saved = path / CONFIG_FILE
     is_new = not saved.is_file()
     if path.parent.exists() and not path.parent.is_dir():
@@ -71,7 +72,10 @@ def find_run_folder(run: RunConfig, config: Mapping[str, Any]) -> RunFolder:
                 f"the run folder {path} already contains a run, but `run.resume` is never. Choose another `run.id`, or "
                 "run.resume=auto."
             )
-        check_same_run(str(path), read_config(path), config)
+        saved_config = read_config(path)
+        # A saved phase that does not exist any more is a difference of `phases`, which the check names.
+        same = [config for config in configs if config.get(PHASE) == saved_config.get(PHASE)]
+        check_same_run(str(path), saved_config, (same or configs)[0])
     checkpoints = checkpoints_folder(path, run.checkpoints)
     own = newest_complete(checkpoints)
     _check_own(path, checkpoints, own, is_new, run.resume)
@@ -180,18 +184,19 @@ def _num_values(content: object) -> int:
     return num
 
 
-def check_same_data(folder: RunFolder, tokenizer: Tokenizer, data: str) -> None:
-    """Checks that tokenizer and data are the same as at the first start of the run.
+def check_same_data(folder: RunFolder, tokenizer: Tokenizer, data: str, phase: str | None = None) -> None:
+    """Checks that tokenizer and data are the same as at the first start of the run, or of one of its phases.
 
     Args:
         folder: Run folder.
         tokenizer: Tokenizer of the config.
         data: Fingerprint of the data.
+        phase: Name of the phase; None: the run has no phases.
 
     Raises:
         DataError: The tokenizer or the data has changed, although the config is the same.
     """
-    starts = [] if folder.is_new else read_starts(folder.path)
+    starts = [] if folder.is_new else [each for each in read_starts(folder.path) if each.get(PHASE) == phase]
     if not starts:
         return
     before = starts[0]["fingerprints"]

@@ -5,7 +5,7 @@ groups, nodes.py the class `Component`.
 """
 
 from dataclasses import dataclass, field, fields
-from typing import Literal
+from typing import Any, Literal
 
 from framework.callbacks.early_stopping import Patience
 from framework.callbacks.finite_guard import NonFinite, OnNonFinite
@@ -260,6 +260,8 @@ class TrainConfig:
         probes: Probes that are fitted to the features of the encoder during the run, by name.
         check: True: run all checks that need no GPU, print what would run, and exit; a number N: the same for N
             processes.
+        phases: Changes of each phase by its name (`framework.config.phases`); empty: the run has no phases.
+        phase: Name of the phase whose settings these are; None: the run has no phases. Set when a run is assembled.
         trial: Trial of a search, which sets this key, see conf/hydra/sweeper/optuna.yaml; null: no search.
     """
 
@@ -285,6 +287,8 @@ class TrainConfig:
     privacy: PrivacySettings | None = None
     probes: dict[str, ProbeSettings] = field(default_factory=dict)
     trial: TrialConfig | None = None
+    phases: dict[str, Any] = field(default_factory=dict)
+    phase: str | None = None
     check: bool | int = False
 
     def __post_init__(self) -> None:

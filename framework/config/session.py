@@ -18,7 +18,7 @@ from framework.callbacks.early_stopping import Patience
 from framework.callbacks.error_analysis import ErrorAnalysis
 from framework.callbacks.plan_line import WeightsLine
 from framework.callbacks.profile import Profile
-from framework.callbacks.resume import Resume
+from framework.callbacks.resume import PhaseBegin, Resume
 from framework.callbacks.standard import Endings, standard_callbacks
 from framework.callbacks.throughput import Throughput
 from framework.callbacks.timings import Timings
@@ -26,6 +26,7 @@ from framework.checkpoint.layout import DamagedError, read_state, step_of
 from framework.config.augmenting import prepare_word_samples
 from framework.config.build import Parts
 from framework.config.ending import retention_of
+from framework.config.phases import PHASE, Phase
 from framework.config.privacy import open_secret
 from framework.config.provenance import data_fingerprint, facts_to_agree_on, provenance
 from framework.config.run_folder import (
@@ -84,7 +85,7 @@ def is_finished(folder: RunFolder, parts: Parts, patience: Patience | None) -> b
 
     Args:
         folder: Run folder.
-        parts: Components of the run, with its number of steps.
+        parts: Components of the run or of its last phase, with the number of steps.
         patience: Rule for early stopping, which may have ended the run before; None: no early stopping. If the rule of
             this start allows more validations, the run is not finished.
     """
@@ -117,7 +118,8 @@ def start_run(folder: RunFolder, config: Mapping[str, Any], parts: Parts, world_
     """
     report_examples = config["trainer"]["report_examples"]
     fingerprints = {"tokenizer": parts.tokenizer.fingerprint, "data": data_fingerprint(parts.sources)}
-    check_same_data(folder, parts.tokenizer, fingerprints["data"])
+    phase = config.get(PHASE)
+    check_same_data(folder, parts.tokenizer, fingerprints["data"], phase)
     # Each rank has read the weights itself. If their run is still training, ranks may have read different checkpoints.
     start = {"init_from": parts.weights.source} if parts.weights is not None else {}
     check_agreement(facts_to_agree_on(config, fingerprints) | start)
@@ -138,7 +140,7 @@ def start_run(folder: RunFolder, config: Mapping[str, Any], parts: Parts, world_
             temporary.rename(tokenizer)
         record = {**task_record(parts.task, parts.tokenizer.pair_separators), "config": config["task"]}
         hub = {"base_model": parts.weights.hub_name} if parts.weights is not None and parts.weights.hub_name else {}
-        start_of_run = provenance(fingerprints, world_size) | hub
+        start_of_run = provenance(fingerprints, world_size) | hub | ({} if phase is None else {PHASE: phase})
         write_data_facts(folder.path, _facts(parts, report_examples))
         write_start(folder, config, start_of_run, record, parts.task.extra_files())
 
@@ -190,6 +192,7 @@ def build_data(
     )
     if parts.privacy is not None:
         data.sample_privately(parts.privacy.secret)
+    data.begin_at(parts.first_step)
     return data
 
 
@@ -200,21 +203,24 @@ def build_run_trainer(
     folder: RunFolder,
     info: ProcessInfo,
     device_type: str,
+    phase: Phase,
+    run_steps: int,
 ) -> Trainer:
-    """Builds the Trainer of a started run with its callbacks and, on rank 0, its logger."""
+    """Builds the Trainer of a started run or phase with its callbacks and, on rank 0, its logger."""
     cadence = Cadence(
         max_steps=parts.max_steps,
         log_every_n_steps=settings.trainer.log_every_n_steps,
         validate_every_n_steps=parts.validate_every_n_steps,
         checkpoint_every_n_steps=settings.trainer.checkpoint_every_n_steps,
         probe_every_n_steps=settings.trainer.probe_every_n_steps,
+        run_steps=run_steps,
     )
     callbacks = standard_callbacks(
         folder.path,
         cadence,
         parts.task,
-        retention_of(settings.trainer, parts.task),
-        resume=_resume(settings, folder),
+        retention_of(settings.trainer, parts.task, read_config(folder.path)),
+        resume=_resume(settings, folder, phase, parts.first_step),
         loggers=_loggers(settings, folder) if info.rank == 0 else (),
         throughput=Throughput(Timings(), _step_flops(parts), peak_flops(device_type, info.world_size)),
         plan=plan,
@@ -228,6 +234,7 @@ def build_run_trainer(
             settings.trainer.patience,
             None if settings.trial is None else StudyTrial(Path(settings.trial.folder), settings.trial.number),
         ),
+        phase=phase.name,
     )
     return build_trainer(
         build_strategy(
@@ -241,12 +248,12 @@ def build_run_trainer(
         info.num_nodes,
         cadence.max_steps,
         cadence.validate_every_n_steps,
-        [*_first_callbacks(settings, parts, folder, info, device_type), *callbacks],
+        [*_first_callbacks(settings, parts, folder, info, device_type, cadence.ends_run), *callbacks],
     )
 
 
 def _first_callbacks(
-    settings: TrainConfig, parts: Parts, folder: RunFolder, info: ProcessInfo, device_type: str
+    settings: TrainConfig, parts: Parts, folder: RunFolder, info: ProcessInfo, device_type: str, ends_run: bool
 ) -> list[Callback]:
     """Returns the callbacks that run before the standard ones: reports at the start, and optional callbacks."""
     callbacks: list[Callback] = [DataLines(_facts(parts, settings.trainer.report_examples), folder.path)]
@@ -259,7 +266,7 @@ def _first_callbacks(
         callbacks.append(AttentionChoice(settings.strategy.attention))
     if parts.weights is not None and folder.checkpoint is None:
         callbacks.append(WeightsLine(describe_start(parts.model, parts.weights)))
-    if settings.trainer.report_examples is not None:
+    if settings.trainer.report_examples is not None and ends_run:
         examples, goes_to_wandb = settings.trainer.report_examples, settings.logger.wandb
         explanations = settings.trainer.report_explanations
         callbacks.append(
@@ -288,12 +295,13 @@ def _step_flops(parts: Parts) -> Callable[[StepBatch], float] | None:
     return count
 
 
-def _resume(settings: TrainConfig, folder: RunFolder) -> Resume | None:
+def _resume(settings: TrainConfig, folder: RunFolder, phase: Phase, first_step: int) -> Resume | None:
     if folder.checkpoint is None:
         return None
     # A new folder has no rows yet, even if it resumes from a given checkpoint.
     accepts = settings.run.missing == "accept" or folder.is_new
-    return Resume(folder.checkpoint, folder.checkpoints, settings.run.verify, folder.falls_back, accepts)
+    begins = PhaseBegin(phase.name, first_step, phase.resets_optimizer) if phase.name and first_step else None
+    return Resume(folder.checkpoint, folder.checkpoints, settings.run.verify, folder.falls_back, accepts, begins)
 
 
 def _loggers(settings: TrainConfig, folder: RunFolder) -> list[Logger]:

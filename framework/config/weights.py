@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor
 
-from framework.checkpoint.layout import CHECKPOINTS, Weights
+from framework.checkpoint.layout import CHECKPOINTS, Weights, step_of
 from framework.checkpoint.storage import Location, location
 from framework.config.nodes import check_value
+from framework.config.phases import model_at
 from framework.config.run_folder import (
     TOKENIZER_FOLDER,
     find_checkpoint,
@@ -81,8 +82,8 @@ def find_weights(source: str, runs: Path, weights: Weights = "auto", average_las
     run = find_run(source, runs)
     if run is not None:
         folder, named = run
-        config = _read_model_config(folder)
         loaded = _read_run(source, named, weights, average_last)
+        config = _read_model_config(folder, step_of(loaded.folder))
         adapter = read_adapter(folder)
         state = loaded.state if adapter is None else merge_lora(loaded.state, config.num_heads, adapter)
         record, tokenizer = read_task_record(folder), folder / TOKENIZER_FOLDER
@@ -137,10 +138,11 @@ def find_adapter(source: str, runs: Path, weights: Weights = "auto", average_las
     return TrainedAdapter(adapter, state, base if find_run(base, runs) is None else None)
 
 
-def _read_model_config(folder: Path) -> EncoderConfig:
+def _read_model_config(folder: Path, step: int) -> EncoderConfig:
+    """Reads the encoder configuration under which a step of a run was trained."""
     file = folder / CONFIG_FILE
     with reading_record(file, "Restore the file"):
-        values = read_config(folder)["model"]
+        values = model_at(read_config(folder), step)
         try:
             return EncoderConfig(**values)
         except ConfigError as error:

@@ -31,7 +31,7 @@ class EncoderDataModule(LightningDataModule):
         seed: Seed of the run, for the order of the training sequences.
         global_batch_size: Sequences of an optimizer step over all ranks; evaluation uses the same number.
         micro_batch_tokens: Token budget of a micro-batch.
-        max_steps: Optimizer steps of the whole run.
+        max_steps: Step of the run after which training ends.
         wraps_epochs: True if training steps cross epoch ends, as the task defines.
         num_ranks: Number of data-parallel ranks.
         rank: This process's data-parallel rank.
@@ -89,6 +89,10 @@ class EncoderDataModule(LightningDataModule):
         self.plans["train"] = PoissonPlan(plan.source, secret, plan.global_batch_size, budget, plan.num_ranks)
         self.set_budget(budget)
 
+    def begin_at(self, first_step: int) -> None:
+        """Makes training begin at a step of the run (`StepPlan.first_step`); call it before building loaders."""
+        self.plans["train"].first_step = self.start_step = first_step
+
     @property
     def steps_per_epoch(self) -> int:
         """Returns the number of full-size training steps of an epoch."""
@@ -121,12 +125,13 @@ class EncoderDataModule(LightningDataModule):
         """Starts training after this many completed steps, in constant time.
 
         Raises:
-            ConfigError: The step is negative or above `max_steps`.
+            ConfigError: The step is before the first step of the plan or above `max_steps`.
         """
-        if not 0 <= step <= self.max_steps:
+        first = self.plans["train"].first_step
+        if not first <= step <= self.max_steps:
             raise ConfigError(
-                f"the run cannot start after step {step}, because it has {self.max_steps} steps. The start must be "
-                "within them. Raise trainer.max_steps."
+                f"training cannot start after step {step}, because it has the steps {first} to {self.max_steps}. The "
+                "start must be within them. Raise trainer.max_steps."
             )
         self.start_step = step
 

@@ -145,6 +145,15 @@ class CombinedOptimizer(Optimizer):
             for parameter in group["params"]:
                 self.state[parameter][AVERAGE] = parameter.detach().clone()
 
+    @torch.no_grad()
+    def reset_state(self) -> None:
+        """Sets the state to that of a new optimizer. A moving average of the weights is kept."""
+        self.before_change()
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                for name, value in _INITIAL_STATE[group["algorithm"]](parameter).items():
+                    local(self.state[parameter][name]).copy_(local(value))
+
     @property
     def keeps_average(self) -> bool:
         """True if a moving average of the weights is kept."""

@@ -90,7 +90,7 @@ def check_jobs(jobs: Sequence[Job], processes: int) -> None:
             if text in assembled:
                 settings = build_settings(config, processes)
                 settings.optimizer.build()
-                settings.schedule.build(max_steps=assembled[text].parts.max_steps)
+                settings.schedule.build(max_steps=assembled[text].max_steps)
             else:
                 assembled[text] = assemble_run(
                     config, ProcessInfo(0, 0, processes, processes), device_type(), job.composed

@@ -100,11 +100,11 @@ def test_another_run_is_rejected_by_name(values, words):
 
 def test_a_new_folder_is_written_once_and_found_again(tmp_path):
     run = RunConfig(id="x", dir=str(tmp_path))
-    folder = find_run_folder(run, CONFIG)
+    folder = find_run_folder(run, [CONFIG])
     assert (folder.path, folder.checkpoint, folder.is_new) == (tmp_path / "x", None, True)
     assert not folder.path.exists()
     write_start(folder, CONFIG, {"commit": "1", "fingerprints": {}}, {"labels": ["a"]})
-    again = find_run_folder(run, CONFIG)
+    again = find_run_folder(run, [CONFIG])
     assert not again.is_new
     write_start(again, CONFIG, {"commit": "2", "fingerprints": {}}, {"labels": ["a"]})
     assert read_task_record(folder.path) == {"labels": ["a"]}
@@ -117,18 +117,18 @@ def test_a_new_folder_is_written_once_and_found_again(tmp_path):
 
 def test_a_foreign_or_used_folder_is_rejected_and_not_changed(tmp_path):
     run = RunConfig(id="x", dir=str(tmp_path))
-    write_start(find_run_folder(run, CONFIG), CONFIG, {}, {})
+    write_start(find_run_folder(run, [CONFIG]), CONFIG, {}, {})
     before = {path: path.read_bytes() for path in (tmp_path / "x").iterdir()}
     with pytest.raises(ConfigError, match="belongs to another config"):
-        find_run_folder(run, changed(seed=5))
+        find_run_folder(run, [changed(seed=5)])
     with pytest.raises(ConfigError, match=r"`run\.resume` is never"):
-        find_run_folder(RunConfig(id="x", dir=str(tmp_path), resume="never"), CONFIG)
+        find_run_folder(RunConfig(id="x", dir=str(tmp_path), resume="never"), [CONFIG])
     assert {path: path.read_bytes() for path in (tmp_path / "x").iterdir()} == before
 
 
 def test_resume_from_a_path_without_a_checkpoint_is_an_error(tmp_path):
     with pytest.raises(CheckpointError, match="contains no complete checkpoint"):
-        find_run_folder(RunConfig(id="x", dir=str(tmp_path), resume=str(tmp_path)), CONFIG)
+        find_run_folder(RunConfig(id="x", dir=str(tmp_path), resume=str(tmp_path)), [CONFIG])
 
 
 def test_the_newest_complete_checkpoint_is_resumed(tmp_path):
@@ -138,7 +138,7 @@ def test_the_newest_complete_checkpoint_is_resumed(tmp_path):
         step_folder.mkdir(parents=True)
         if complete:
             (step_folder / "COMPLETE").touch()
-    assert find_run_folder(run, CONFIG).checkpoint == tmp_path / "x" / "checkpoints" / "step_00000004"
+    assert find_run_folder(run, [CONFIG]).checkpoint == tmp_path / "x" / "checkpoints" / "step_00000004"
 
 
 def complete(folder, step):
@@ -148,12 +148,12 @@ def complete(folder, step):
 
 def test_checkpoints_may_be_kept_in_another_folder(tmp_path):
     elsewhere = RunConfig(id="x", dir=str(tmp_path / "runs"), checkpoints=str(tmp_path / "big"))
-    folder = find_run_folder(elsewhere, CONFIG)
+    folder = find_run_folder(elsewhere, [CONFIG])
     assert (folder.checkpoints, folder.checkpoint) == (tmp_path / "big" / "x", None)
     config = CONFIG | {"run": {"checkpoints": f"file://{tmp_path}/big"}}
     write_start(folder, config, {}, {})
     complete(tmp_path / "big" / "x", 2)
-    assert find_run_folder(elsewhere, CONFIG).checkpoint == tmp_path / "big" / "x" / "step_00000002"
+    assert find_run_folder(elsewhere, [CONFIG]).checkpoint == tmp_path / "big" / "x" / "step_00000002"
     assert find_checkpoint(tmp_path / "runs" / "x") == (tmp_path / "big" / "x" / "step_00000002", True)
     assert find_checkpoint(tmp_path / "big" / "x") == (tmp_path / "big" / "x" / "step_00000002", True)
     assert find_run(str(tmp_path / "big" / "x" / "step_00000002"), tmp_path / "runs") == (
@@ -165,23 +165,23 @@ def test_checkpoints_may_be_kept_in_another_folder(tmp_path):
 def test_checkpoints_in_another_folder_are_not_forgotten(tmp_path):
     inside = RunConfig(id="x", dir=str(tmp_path))
     moved = RunConfig(id="x", dir=str(tmp_path), checkpoints=str(tmp_path / "big"))
-    write_start(find_run_folder(inside, CONFIG), CONFIG, {}, {})
-    assert find_run_folder(moved, CONFIG).checkpoint is None, "there is nothing to forget yet"
+    write_start(find_run_folder(inside, [CONFIG]), CONFIG, {}, {})
+    assert find_run_folder(moved, [CONFIG]).checkpoint is None, "there is nothing to forget yet"
     complete(tmp_path / "x" / "checkpoints", 4)
     complete(tmp_path / "big" / "x", 2)
     with pytest.raises(
         ConfigError, match=r"which contains checkpoints only up to step_00000002, but .* up to step_00000004 in"
     ):
-        find_run_folder(moved, CONFIG)
+        find_run_folder(moved, [CONFIG])
     complete(tmp_path / "big" / "x", 4)
-    assert find_run_folder(moved, CONFIG).checkpoint == tmp_path / "big" / "x" / "step_00000004"
+    assert find_run_folder(moved, [CONFIG]).checkpoint == tmp_path / "big" / "x" / "step_00000004"
 
 
 def test_a_storage_that_does_not_answer_is_a_clear_error(tmp_path, monkeypatch):
     monkeypatch.setattr(NoRenameFileSystem, "unreachable", True)
     run = RunConfig(id="x", dir=str(tmp_path), checkpoints=f"norename://{tmp_path}/big")
     with pytest.raises(CheckpointError, match=r"/big/x cannot be read \(no answer\)\. Make it readable"):
-        find_run_folder(run, CONFIG)
+        find_run_folder(run, [CONFIG])
 
 
 def test_a_new_run_does_not_use_checkpoints_that_may_be_another_s(tmp_path):
@@ -189,9 +189,9 @@ def test_a_new_run_does_not_use_checkpoints_that_may_be_another_s(tmp_path):
     folder = {"id": "x", "dir": str(tmp_path / "runs"), "checkpoints": str(tmp_path / "big")}
     for resume in ("auto", "never"):
         with pytest.raises(ConfigError, match=r"may belong to another run. .* run\.resume=.*/big/x/step_00000002"):
-            find_run_folder(RunConfig(**folder, resume=resume), CONFIG)
+            find_run_folder(RunConfig(**folder, resume=resume), [CONFIG])
     named = str(tmp_path / "big" / "x" / "step_00000002")
-    assert str(find_run_folder(RunConfig(**folder, resume=named), CONFIG).checkpoint) == named
+    assert str(find_run_folder(RunConfig(**folder, resume=named), [CONFIG]).checkpoint) == named
 
 
 def test_a_changed_default_is_no_other_run_if_the_data_are_the_same():

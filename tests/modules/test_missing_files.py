@@ -41,7 +41,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("runs") / "x"
     train(folder, cadence=CADENCE)
     start = {"fingerprints": {}}
-    write_start(find_run_folder(RunConfig(id="x", dir=str(folder.parent)), CONFIG), CONFIG, start, {})
+    write_start(find_run_folder(RunConfig(id="x", dir=str(folder.parent)), [CONFIG]), CONFIG, start, {})
     return folder
 
 
@@ -138,7 +138,7 @@ def test_the_checkpoint_of_another_run_is_not_compared_with_the_rows(run: Path, 
 
 
 def find(run: Path, **settings: str) -> Any:
-    return find_run_folder(RunConfig(id="x", dir=str(run.parent), **settings), CONFIG)
+    return find_run_folder(RunConfig(id="x", dir=str(run.parent), **settings), [CONFIG])
 
 
 @pytest.mark.parametrize(

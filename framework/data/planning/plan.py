@@ -178,6 +178,10 @@ class StepPlan:
         shapes: Shapes to which micro-batches are padded.
         batch_warmup: Growth of the global batch at the beginning; None keeps its size constant.
 
+    Attributes:
+        first_step: Step of the run at which the plan begins, for a phase that follows others. Epochs, the growth of the
+            batch and the stream of sequences count from it.
+
     Raises:
         ConfigError: A size is below 1, the source has no sequences, the budget is below the source's longest sequence,
             or `batch_warmup` is given without `wraps_epochs` or starts above `global_batch_size`.
@@ -220,6 +224,7 @@ class StepPlan:
         self.wraps_epochs = wraps_epochs
         self.shuffle = shuffle
         self.batch_warmup = batch_warmup
+        self.first_step = 0
         self._shuffled = (-1, 0, np.zeros(0, dtype=np.int64))  # epoch, first position, indices
         self.set_budget(micro_batch_tokens, shapes)
 
@@ -256,7 +261,7 @@ class StepPlan:
         """Returns the epoch of a step's first sequence, counted from 0."""
         if self.wraps_epochs:
             return self._sequences_before(step) // len(self.source)
-        return step // self.steps_per_epoch
+        return (step - self.first_step) // self.steps_per_epoch
 
     def sequences(self, step: int) -> StepSequences:
         """Returns the ordered sequences of a global step, which do not depend on ranks, budget or workers."""
@@ -322,7 +327,8 @@ class StepPlan:
     def rank_tokens(self, num_steps: int) -> np.ndarray:
         """Returns (steps,) mean tokens of a rank in at most `num_steps` steps, spread evenly over the first epoch."""
         count = min(num_steps, self.steps_per_epoch)
-        sampled = [self.sequences(number * self.steps_per_epoch // count) for number in range(count)]
+        steps = (self.first_step + number * self.steps_per_epoch // count for number in range(count))
+        sampled = [self.sequences(step) for step in steps]
         totals = [self.source.lengths(sequences.epochs, sequences.indices).sum() for sequences in sampled]
         return np.array(totals) / self.num_ranks
 
@@ -342,11 +348,12 @@ class StepPlan:
         if self.wraps_epochs:
             return range(self._sequences_before(step), self._sequences_before(step + 1))
         size, epoch = len(self.source), self.epoch(step)
-        first = epoch * size + (step - epoch * self.steps_per_epoch) * self.global_batch_size
+        within = step - self.first_step - epoch * self.steps_per_epoch
+        first = epoch * size + within * self.global_batch_size
         return range(first, min(first + self.global_batch_size, (epoch + 1) * size))
 
     def _sequences_before(self, step: int) -> int:
-        return sequences_before(step, self.global_batch_size, self.batch_warmup)
+        return sequences_before(step - self.first_step, self.global_batch_size, self.batch_warmup)
 
     def _pack(self, sequences: StepSequences) -> tuple[np.ndarray, Packing]:
         """Packs the sequences of a step; returns their lengths and the packing."""
