@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from hydra import compose, initialize_config_dir
 
-from framework.config.assembly import AssembledRun, assemble_run
+from framework.config.assembly import AssembledPhase, assemble_run
 from framework.config.command import resolve_config
 from framework.config.resolvers import conf_folder, register_resolvers
 from framework.distributed.processes.environment import ProcessInfo
@@ -23,11 +23,11 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def assemble(store, tmp_path, monkeypatch):
     monkeypatch.setattr("framework.config.build.multiplies_bf16", lambda _: True)
 
-    def run(*overrides: str, device: str = "cuda") -> AssembledRun:
+    def run(*overrides: str, device: str = "cuda") -> AssembledPhase:
         register_resolvers()
         with initialize_config_dir(str(conf_folder()), version_base="1.3"):
             composed = compose("train", arguments(store, tmp_path, "one", "single", *overrides))
-        return assemble_run(resolve_config(composed), ProcessInfo(), device)
+        return assemble_run(resolve_config(composed), ProcessInfo(), device).phases[0]
 
     return run
 

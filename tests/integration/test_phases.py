@@ -111,7 +111,7 @@ def test_a_finished_run_trains_no_step_and_other_phases_are_another_run(finished
         ("+phases.main.optimizer_state=reset", "`phases.main.optimizer_state` is 'reset'. It is keep"),
         ("+phases.context.model.num_layers=1", "phase context: parameter encoder.layers.1.*All phases train the same"),
         ("+phases.context.trainer.max_stepz=1", "phase context: .*max_stepz"),
-        ("+phases.context.trainer.freeze=[encoder.embeddings.*]", "phase context: `trainer.freeze` differs from phase main"),
+        ("+phases.context.trainer.freeze=[encoder.embeddings.*]", "`trainer.freeze` differs from phase main"),
         (
             "+phases.decay.optimizer={_target_: framework.optim.parameter_groups.AdamW, lr: 1e-3}",
             "`optimizer` differs",
