@@ -101,9 +101,8 @@ def assemble_run(
         first_step = phases[-1].parts.max_steps if phases else 0
         with naming_phase(phase):
             phases.append(_assemble_phase(phase, its_config, its_saved, info, device_type, first_step))
-    configs = [each.config for each in phases]
     shapes = [{name: tuple(weight.shape) for name, weight in each.parts.model.named_parameters()} for each in phases]
-    check_phases(shapes, configs)
+    check_phases(shapes, [each.config for each in phases])
     results = {each.phase.name: {"model": each.config["model"], LAST_STEP: each.parts.max_steps} for each in phases}
     recorded = tuple(replace(each, config=with_results(each.config, results)) for each in phases)
     configs = tuple(each.config for each in recorded)
