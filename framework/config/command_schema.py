@@ -10,7 +10,7 @@ from typing import Any, Literal
 from framework.checkpoint.layout import Weights
 from framework.config.nodes import Component
 from framework.config.shared_schema import PrecisionConfig, check_average_last
-from framework.data.preparation.canaries import CanarySettings
+from framework.data.canaries import CanarySettings
 from framework.data.preparation.corpus import Cleaning
 from framework.data.reading.table_format import TableFormat
 from framework.errors import ConfigError, check_at_least

@@ -17,7 +17,13 @@ from framework.errors import ConfigError
 _Settings = TypeVar("_Settings", EvaluateConfig, AuditConfig)
 
 _SPLITS = ("train", "validation", "test")
-_TRAINING_ONLY = {"validation_fraction": 0.0, "test_fraction": 0.0, "deduplicate": False, "max_train_rows": None}
+_TRAINING_ONLY = {
+    "validation_fraction": 0.0,
+    "test_fraction": 0.0,
+    "deduplicate": False,
+    "max_train_rows": None,
+    "canaries": 0,
+}
 
 
 def named_split(split: str | None, changes: Mapping[str, Any]) -> str:

@@ -38,8 +38,8 @@ _OF_PHASES = (*IDENTITY_KEYS, "trainer.max_steps", "trainer.max_epochs", "optimi
 GROWING_KEYS = ("trainer.max_steps", "trainer.max_epochs")
 """Keys that may grow but not shrink when a run resumes, because trained steps cannot be undone."""
 
-_ADDED_KEYS = {"extend_vocabulary": False}
-"""Value that means the same as in earlier versions, which did not have the key."""
+_ADDED_KEYS = {"extend_vocabulary": False, "data.canaries": 0, "data.canary_repeats": [1, 4, 16]}
+"""Values that mean the same as in earlier versions, which did not have the keys."""
 
 _CHANGED_DEFAULTS = {"data.format.quote": ('"', "auto")}
 """Default of an earlier version and of this one, by key. The data fingerprint shows if both read the same rows."""

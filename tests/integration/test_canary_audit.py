@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests.support.commands.in_process import TINY, audited, run_command, train_vocabulary
+from tests.support.commands.in_process import FINETUNE, TINY, audited, run_command, train_vocabulary, write_rows
 
 WORDS = [f"{first}{vowel}{last}" for first in "bcdfghjk" for vowel in "aeiou" for last in "lmnprstvxz"]
 CORPUS = [
@@ -100,6 +100,25 @@ def test_an_export_needs_the_store_and_its_card_has_the_result(folder, monkeypat
     capfd.readouterr()
 
 
+def test_a_classifier_that_memorized_its_rows_has_a_high_exposure(folder, monkeypatch, capfd):
+    monkeypatch.chdir(folder)
+    random = np.random.default_rng(9)
+    write_rows(Path("rows.csv"), [" ".join(random.choice(WORDS, 8)) for _ in range(40)], ["0", "1"] * 20)
+    data = ["data.canaries=20", "data.canary_repeats=[1,20]", "trainer.max_epochs=null", "model.hidden_size=32"]
+    long = ["trainer.max_steps=60", "trainer.global_batch_size=32", "optimizer.lr=5e-3", "run.id=tuned"]
+    for sizes in (long, ["trainer.max_steps=1", "optimizer.lr=1e-12", "run.id=fresh"]):
+        assert run_command(monkeypatch, "train", *FINETUNE, *data, *sizes) == 0
+    facts = json.loads(Path("runs/tuned/data.json").read_text())["splits"]["train"]
+    assert facts["notes"]["rows of canaries"] == "210"
+    assert run_command(monkeypatch, "audit", "run=tuned", "audit=canaries", FEW) == 0
+    parts = parts_of(audited(folder / "runs" / "tuned", "canaries"))
+    assert parts["20 copies"]["mean_exposure"] > 4 and parts["20 copies"]["chance"] < 1e-3
+    assert run_command(monkeypatch, "audit", "run=fresh", "audit=canaries", FEW) == 0
+    fresh = parts_of(audited(folder / "runs" / "fresh", "canaries"))["all trained"]
+    assert abs(fresh["mean_exposure"] - np.log2(np.e)) < 3 * np.log2(np.e) / np.sqrt(20)
+    capfd.readouterr()
+
+
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
@@ -109,13 +128,13 @@ def test_an_export_needs_the_store_and_its_card_has_the_result(folder, monkeypat
             ["run=mine", "audit.canaries.num_candidates=9"],
             "audit.canaries.num_candidates is 9. It must be at least 99.",
         ),
-        (["run=mine"], "has no trained masked-word head. The audit canaries compares probabilities"),
+        (["run=mine"], "has no trained masked-word head, and its training rows have no canaries."),
     ],
 )
 def test_bad_input_is_one_error_before_the_model_is_moved(folder, monkeypatch, capfd, settings, message):
     monkeypatch.chdir(folder)
     if "no trained masked-word head" in message:
-        monkeypatch.setattr("framework.audits.canaries.masked_word_task", lambda *_: None)
+        monkeypatch.setattr("framework.audits.canary_scores.masked_word_task", lambda *_: None)
     monkeypatch.setattr("framework.audit.open_inference", None)
     capfd.readouterr()
     assert run_command(monkeypatch, "audit", "audit=canaries", *settings) == 2

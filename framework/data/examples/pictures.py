@@ -68,6 +68,8 @@ class PictureTable(TableData):
                 f"data.pair_column is {self.pair_column!r}. A picture has one text or none. Set it to null, and name "
                 "the text in data.text_column."
             )
+        if self.canaries:
+            raise ConfigError(f"data.canaries is {self.canaries}. Canaries are texts without a picture. Set it to 0.")
 
     @property
     def field_columns(self) -> dict[str, str]:

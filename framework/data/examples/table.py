@@ -5,12 +5,14 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
+from framework.data.canaries import CanarySettings, draw_canaries, draw_labels, in_copies
 from framework.data.examples.answers import Answer, AnswerKind, one_label, read_cell, require_text
 from framework.data.examples.splits import FileRecords, ReadSplits, SplitFiles, same_text
 from framework.data.personal_data.masking import TextMasking
 from framework.data.reading.files import Reading
 from framework.data.reading.rows import read_rows
 from framework.data.reading.table_format import TableFormat
+from framework.data.tokenization.tokenizer import Tokenizer
 from framework.errors import ConfigError, DataError, counted
 
 
@@ -62,6 +64,8 @@ class TableData(SplitFiles):
             have no groups.
         balance: "group": in each epoch of training all groups have the same number of rows; None: rows are used as they
             are.
+        canaries: Number of canaries among the training rows (`framework.data.canaries`), with `split_seed`; 0: none.
+        canary_repeats: Numbers of their copies, which they take in turn.
         format: Format of the files; None: the defaults of TableFormat.
         on_bad_row: Handling of a bad row: "error", or "skip", which counts it. A row is bad if it is broken, if a text
             or its label is empty, or if its label is not in the label set or is not the number that the task needs.
@@ -74,6 +78,8 @@ class TableData(SplitFiles):
     where: dict[str, str | int | float] | None = field(default=None)
     group_column: str | list[str] | None = None
     balance: Literal["group"] | None = None
+    canaries: int = 0
+    canary_repeats: list[int] = field(default_factory=lambda: [1, 4, 16])
     format: TableFormat | None = None
     on_bad_row: Literal["error", "skip"] = "error"
 
@@ -95,6 +101,43 @@ class TableData(SplitFiles):
                 f"data.labels is {names}. It must name at least 2 different labels. Correct it, or use null to take "
                 "the labels from the files."
             )
+
+        if self.canary_settings is not None and (self.pair_column is not None or self.group_columns):
+            key = "data.pair_column" if self.pair_column is not None else "data.group_column"
+            raise ConfigError(
+                f"data.canaries is {self.canaries}, and {key} is set. A canary is one text with a label, and has no "
+                f"second text and no group. Set data.canaries=0 or {key}=null."
+            )
+
+    @property
+    def canary_settings(self) -> CanarySettings | None:
+        """Returns the settings of the canaries; None: none.
+
+        Raises:
+            ConfigError: They cannot be used.
+        """
+        if self.canaries == 0:
+            return None
+        return CanarySettings(self.canaries, tuple(self.canary_repeats), self.split_seed, "data")
+
+    def canary_rows(self, tokenizer: Tokenizer, labels: Sequence[str]) -> list[LabelledText]:
+        """Returns the training rows of the canaries, which depend on the config, the vocabulary and the labels alone.
+
+        Args:
+            tokenizer: Tokenizer of the model.
+            labels: Label set in the order of scores.
+
+        Raises:
+            ConfigError: The vocabulary has too few words.
+        """
+        settings = self.canary_settings
+        if settings is None:
+            return []
+        canaries, chosen = draw_canaries(settings, tokenizer), draw_labels(settings, labels)
+        return [
+            LabelledText(f"canary {index + 1}", canaries[index].text, None, chosen[index])
+            for index in in_copies(canaries)
+        ]
 
     @property
     def field_columns(self) -> dict[str, str]:

@@ -15,7 +15,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from framework.data.preparation.canaries import CANARIES, CanarySettings, as_record, canary_words, draw_canaries
+from framework.data.canaries import CANARIES, CanarySettings, as_record, canary_words, draw_canaries
 from framework.data.preparation.card_files import stored_boundaries, write_card
 from framework.data.preparation.card_packing import packing_efficiency
 from framework.data.preparation.cleaning import screen

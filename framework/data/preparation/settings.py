@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
-from framework.data.preparation.canaries import CANARIES, CanarySettings
+from framework.data.canaries import CANARIES, CanarySettings
 from framework.data.preparation.corpus import Cleaning, Corpus
 from framework.data.preparation.exclusion import ExclusionIndex
 from framework.data.preparation.personal_data import NameModel, PersonalDataStep

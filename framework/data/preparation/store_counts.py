@@ -4,7 +4,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from framework.data.preparation.canaries import CANARIES, CanarySettings
+from framework.data.canaries import CANARIES, CanarySettings
 from framework.data.preparation.corpus import Corpus, Tally
 from framework.data.preparation.personal_data import DOCUMENTS
 from framework.data.preparation.tokens import Totals

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from framework.data.preparation.canaries import Canary, in_documents
+from framework.data.canaries import Canary, in_copies
 from framework.data.preparation.card import CardBuilder
 from framework.data.preparation.corpus import Batch, Corpus
 from framework.data.preparation.personal_data import Cleared, ClearedEncoding, PersonalDataStep
@@ -129,7 +129,7 @@ def write_tokens(
 
 
 def _write_canaries(canaries: Sequence[Canary], tokenizer: Tokenizer, writer: StoreWriter, totals: Totals) -> None:
-    texts = list(in_documents(canaries))
+    texts = [canaries[index].text for index in in_copies(canaries)]
     encoded = DocumentEncoder(tokenizer.folder)(texts)
     hashes = np.array([text_hash(text) for text in texts], dtype=np.uint64)
     writer.add(encoded.input_ids, encoded.sentence_lengths, encoded.document_sentences, hashes)

@@ -136,8 +136,10 @@ class SequenceClassificationTask(Task):
         self._learn_groups(table.splits, data)
         if not self.labels:
             self.problem.learn(table.labels, [row.label for row in table.splits["train"]])
+        canaries = self._canary_rows(data, tokenizer)
         sources: dict[str, SequenceSource] = {}
-        for split, rows in table.splits.items():
+        for split, own in table.splits.items():
+            rows = [*own, *canaries] if split == "train" else own
             source = self._source(rows, tokenizer, split != "train" or self.keeps_training_rows)
             groups = self.groups.of_rows(rows)
             if data.balance is not None and groups is not None and split == "train":
@@ -149,8 +151,23 @@ class SequenceClassificationTask(Task):
                 read = replace(read, notes={"numbers": range_of([row.label for row in rows])})
             if answers.has_several:
                 read = replace(read, notes={"rows without a label": f"{sum(not row.label for row in rows):,}"})
+            if canaries and split == "train":
+                read = replace(read, rows=len(rows), notes={**read.notes, "rows of canaries": f"{len(canaries):,}"})
             sources[split] = with_facts(source, read, labels, self.labels)
         return sources
+
+    def _canary_rows(self, data: TableData, tokenizer: Tokenizer) -> list[LabelledText]:
+        """Returns the rows of canaries.
+
+        Raises:
+            ConfigError: The problem has not one label for each row.
+        """
+        if data.canaries and self.problem_name != "single_label":
+            raise ConfigError(
+                f"data.canaries is {data.canaries}, and task.problem is {self.problem_name}. A canary has one random "
+                "label. Set data.canaries=0, or task.problem=single_label."
+            )
+        return data.canary_rows(tokenizer, self.labels)
 
     def _learn_groups(self, splits: Mapping[str, Sequence[LabelledText]], data: TableData) -> None:
         self.groups.learn(splits, data, is_restored=self._is_restored)

@@ -7,7 +7,7 @@ import datasets
 import numpy as np
 import pytest
 
-from framework.data.preparation.canaries import CanarySettings, canary_words, read_canaries
+from framework.data.canaries import CanarySettings, canary_words, read_canaries
 from framework.data.preparation.prepare import StoreSpec, describe_preparation, prepare_store
 from framework.data.reading.shards import ParquetShards
 from framework.data.reading.sources import TextFiles

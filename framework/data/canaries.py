@@ -1,7 +1,8 @@
-"""Canaries: random documents in the training text, whose memorization the audit `canaries` measures.
+"""Canaries: random texts in the training data, whose memorization the audit `canaries` measures.
 
 A canary is a prefix and a secret, both random words of the vocabulary (Carlini et al. 2019, arXiv:1802.08232, section
-4). A model that has not seen it prefers its secret to other random ones only by chance.
+4). A model that has not seen it prefers its secret to other random ones only by chance. In a labelled table, a canary
+is a row with such a text and a random label.
 """
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -22,31 +23,33 @@ _MOST_CANARIES = 10_000
 
 @dataclass(frozen=True)
 class CanarySettings:
-    """Canaries of a store.
+    """Canaries of a store or table.
 
     Attributes:
         number: Number of canaries.
         repeats: Numbers of copies. The canaries take them in turn.
         seed: Seed of their words.
+        section: Part of the config that has these keys, for messages.
     """
 
     number: int
     repeats: tuple[int, ...] = (1,)
     seed: int = 0
+    section: str = "corpus"
 
     def __post_init__(self) -> None:
         if not 1 <= self.number <= _MOST_CANARIES:
             raise ConfigError(
-                f"corpus.canaries is {self.number}. It must be from 1 to {_MOST_CANARIES:,}, or 0 for none. A usual "
-                "number is 20."
+                f"{self.section}.canaries is {self.number}. It must be from 1 to {_MOST_CANARIES:,}, or 0 for none. A "
+                "usual number is 20."
             )
         if not self.repeats or len(self.repeats) > self.number:
             raise ConfigError(
-                f"corpus.canary_repeats is {list(self.repeats)} for {self.number} canaries. It must have at least one "
-                "number of copies, and a canary for each. Choose, for example, [1,4,16]."
+                f"{self.section}.canary_repeats is {list(self.repeats)} for {self.number} canaries. It must have at "
+                "least one number of copies, and a canary for each. Choose, for example, [1,4,16]."
             )
         for number in self.repeats:
-            check_at_least("corpus.canary_repeats", number, 1)
+            check_at_least(f"{self.section}.canary_repeats", number, 1)
 
     def check(self, sources: Collection[str], streamed: bool) -> None:
         """Checks that canaries can be added to a store.
@@ -76,12 +79,12 @@ class CanarySettings:
 
 @dataclass(frozen=True)
 class Canary:
-    """A canary of a store.
+    """A canary.
 
     Attributes:
         prefix: Words of the prefix, separated by spaces.
         secret: Words of the secret, separated by spaces.
-        repeats: Number of its documents in the store.
+        repeats: Number of its copies.
     """
 
     prefix: str
@@ -90,7 +93,7 @@ class Canary:
 
     @property
     def text(self) -> str:
-        """Returns the text of its documents."""
+        """Returns its text."""
         return f"{self.prefix} {self.secret}"
 
 
@@ -114,7 +117,7 @@ def canary_words(tokenizer: Tokenizer) -> list[str]:
     if len(chosen) < _LEAST_WORDS:
         raise ConfigError(
             f"the vocabulary has {len(chosen)} words that are one token. Canaries are random words and need at least "
-            f"{_LEAST_WORDS}. Use a larger vocabulary, or corpus.canaries=0."
+            f"{_LEAST_WORDS}. Use a larger vocabulary, or no canaries."
         )
     return chosen
 
@@ -133,7 +136,7 @@ def draw_texts(words: Sequence[str], number: int, num_words: int, *key: int | st
 
 
 def draw_canaries(settings: CanarySettings, tokenizer: Tokenizer) -> list[Canary]:
-    """Draws the canaries of a store, which depend on the settings and the vocabulary alone.
+    """Draws canaries, which depend on the settings and the vocabulary alone.
 
     Raises:
         ConfigError: The vocabulary has too few words.
@@ -147,6 +150,12 @@ def draw_canaries(settings: CanarySettings, tokenizer: Tokenizer) -> list[Canary
         Canary(prefix, secret, settings.repeats[index % len(settings.repeats)])
         for index, (prefix, secret) in enumerate(zip(*parts, strict=True))
     ]
+
+
+def draw_labels(settings: CanarySettings, labels: Sequence[str]) -> list[str]:
+    """Draws the label of each canary of a table."""
+    draws = generator(settings.seed, CANARIES, "label").integers(0, len(labels), settings.number)
+    return [labels[index] for index in draws.tolist()]
 
 
 def as_record(canaries: Sequence[Canary]) -> list[dict[str, Any]]:
@@ -178,7 +187,7 @@ def read_canaries(meta: Mapping[str, Any], store: str) -> list[Canary]:
         ) from error
 
 
-def in_documents(canaries: Sequence[Canary]) -> Iterator[str]:
-    """Yields the text of each document of the canaries; copies are apart from each other."""
+def in_copies(canaries: Sequence[Canary]) -> Iterator[int]:
+    """Yields the index of the canary of each copy; the copies of a canary are apart from each other."""
     for copy in range(max((canary.repeats for canary in canaries), default=0)):
-        yield from (canary.text for canary in canaries if canary.repeats > copy)
+        yield from (index for index, canary in enumerate(canaries) if canary.repeats > copy)
