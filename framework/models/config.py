@@ -16,7 +16,7 @@ _CHOICES = {
     "position_encoding": ("learned", "rotary", "none"),
     "norm_placement": ("post", "pre"),
     "norm": ("layer", "rms"),
-    "relative_bias": ("none", "bucketed", "disentangled"),
+    "relative_bias": ("none", "bucketed", "alibi", "disentangled"),
     "input_norm": ("embeddings", "first_layer", "both"),
     "patch_positions": ("factorised", "grid"),
     "activation": ("gelu", "gelu_tanh", "quick_gelu", "relu", "silu"),
@@ -69,8 +69,9 @@ class EncoderConfig:
         embedding_size: Width of the embedding tables, which a linear layer projects to hidden_size (ELECTRA); None:
             hidden_size, without a projection.
         relative_bias: Term that is added to attention scores by the distance of two tokens: "none", "bucketed" (a
-            learned number for each head and bucket of distances, shared by all layers: MPNet) or "disentangled" (a
-            learned vector for each bucket, which every layer multiplies with its queries and keys: DeBERTa).
+            learned number for each head and bucket of distances, shared by all layers: MPNet), "alibi" (a
+            fixed slope for each head: MosaicBERT; no class of transformers has it) or "disentangled" (a learned vector
+            for each bucket, which every layer multiplies with its queries and keys: DeBERTa).
         relative_buckets: Number of buckets, half of them for each direction.
         relative_distance: Distance in tokens from which on all distances share the last bucket.
         rope_theta_global: Base of the rotary frequencies in layers that attend to the whole sequence.

@@ -5,7 +5,7 @@ from torch import Tensor, nn
 from framework.batch import PackedBatch
 from framework.models.config import EncoderConfig
 from framework.nn.attention import SelfAttention
-from framework.nn.attention_bias import AttentionBias, BucketedBias, DisentangledBias
+from framework.nn.attention_bias import AlibiBias, AttentionBias, BucketedBias, DisentangledBias
 from framework.nn.dropout import HashedDropout, layer_keys
 from framework.nn.embeddings import TokenEmbeddings
 from framework.nn.feed_forward import FeedForward, GatedFeedForward
@@ -74,6 +74,8 @@ def _build_layer(config: EncoderConfig, index: int) -> EncoderLayer:
 def _build_relative_bias(config: EncoderConfig) -> nn.Module | None:
     if config.relative_bias == "bucketed":
         return BucketedBias(config.num_heads, config.relative_buckets, config.relative_distance)
+    if config.relative_bias == "alibi":
+        return AlibiBias(config.num_heads)
     if config.relative_bias == "disentangled":
         return DisentangledBias(config.relative_buckets, config.relative_distance, _build_norm(config))
     return None
@@ -158,4 +160,6 @@ class TransformerEncoder(nn.Module):
 
     def _bias(self, batch: PackedBatch) -> AttentionBias | None:
         """Returns the terms of attention scores by relative position; None if there are none."""
-        return None if self.relative_bias is None else self.relative_bias(batch.lengths)
+        if self.relative_bias is None:
+            return None
+        return self.relative_bias(batch.lengths, batch.cu_seqlens.device)

@@ -173,14 +173,46 @@ class BucketedBias(nn.Module):
         self.max_distance = max_distance
         self.table = nn.Parameter(torch.zeros(num_buckets, num_heads))
 
-    def forward(self, lengths: Sequence[int]) -> AttentionBias:
+    def forward(self, lengths: Sequence[int], device: torch.device) -> AttentionBias:
         """Returns the terms of a batch of sequences."""
-        groups, slots = group_by_length(lengths, self.table.device)
+        groups, slots = group_by_length(lengths, device)
         biased = []
         for group in groups:
             buckets = _logarithmic_buckets(_distances(group.length), len(self.table), self.max_distance)
-            shared = self.table.float()[buckets.to(self.table.device)].permute(2, 0, 1)
+            shared = self.table.float()[buckets.to(device)].permute(2, 0, 1)
             biased.append(replace(group, shared=shared))
+        return AttentionBias(tuple(biased), slots)
+
+
+def alibi_slopes(num_heads: int) -> list[float]:
+    """Returns the slope of each head: 2^(-8/n), 2^(-16/n), ... for n heads (Press et al. 2022, arXiv:2108.12409).
+
+    Other numbers of heads than powers of two have the slopes of the next smaller one, n, and then every second slope of
+    2n heads, as in the authors' code.
+    """
+    power = 2 ** int(math.log2(num_heads))
+    slopes = [2.0 ** (-8 * (head + 1) / power) for head in range(power)]
+    return slopes + [2.0 ** (-4 * (2 * head + 1) / power) for head in range(num_heads - power)]
+
+
+class AlibiBias(nn.Module):
+    """Slope of the head times the negative distance in both directions, as in MosaicBERT (arXiv:2312.17482).
+
+    It has no parameters.
+
+    Args:
+        num_heads: Number of attention heads.
+    """
+
+    def __init__(self, num_heads: int) -> None:
+        super().__init__()
+        self.num_heads = num_heads
+
+    def forward(self, lengths: Sequence[int], device: torch.device) -> AttentionBias:
+        """Returns the terms of a batch of sequences."""
+        groups, slots = group_by_length(lengths, device)
+        slopes = torch.tensor(alibi_slopes(self.num_heads))[:, None, None]
+        biased = [replace(group, shared=(-slopes * _distances(group.length).abs()).to(device)) for group in groups]
         return AttentionBias(tuple(biased), slots)
 
 
@@ -216,9 +248,8 @@ class DisentangledBias(nn.Module):
         self.table = nn.Parameter(torch.zeros(num_positions, norm.weight.shape[0]))
         self.norm = norm
 
-    def forward(self, lengths: Sequence[int]) -> AttentionBias:
+    def forward(self, lengths: Sequence[int], device: torch.device) -> AttentionBias:
         """Returns the terms of a batch of sequences."""
-        device = self.table.device
         groups, slots = group_by_length(lengths, device)
         # On the host, so that the device is not waited for.
         rows = [_signed_buckets(_distances(group.length), len(self.table), self.max_distance) for group in groups]

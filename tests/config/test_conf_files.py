@@ -106,7 +106,7 @@ def test_the_number_of_files_is_known():
         "experiment": 22,
         "hydra": 3,
         "logger": 5,
-        "model": 12,
+        "model": 18,
         "optimizer": 5,
         "precision": 5,
         "privacy": 2,

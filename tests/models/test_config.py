@@ -37,8 +37,8 @@ def mlm_head(config: EncoderConfig) -> int:
     return config.hidden_size * (config.hidden_size + 1) + 2 * config.hidden_size + config.vocab_size
 
 
-def test_there_are_eleven_presets() -> None:
-    assert len(PRESETS) == 11
+def test_there_are_seventeen_presets() -> None:
+    assert len(PRESETS) == 17
 
 
 @pytest.mark.parametrize("path", PRESETS, ids=lambda path: path.stem)
@@ -65,13 +65,18 @@ def test_sizes_of_bert_are_the_published_ones(name: str, millions: float) -> Non
         ("bert_large", 335_141_888, 0),
         ("minilm_l6", 22_713_216, 0),
         ("roberta_base", 124_645_632, 0),
+        ("distilbert_base", 66_362_880, 0),
+        ("mpnet_base", 109_486_464, 0),
+        ("deberta_v3_base", 183_831_552, 0),
+        ("electra_small", 14_000_000, -6),
+        ("nomic_bert_base", 137_000_000, -6),
         ("modernbert_base", 149_000_000, -6),
         ("modernbert_large", 395_000_000, -6),
     ],
 )
 def test_other_sizes_are_the_published_ones(name: str, published: int, digits: int) -> None:
     config = preset(name)
-    extra = 0 if config.family == "modernbert" else pooler(config)
+    extra = pooler(config) if config.family in ("bert", "roberta", "mpnet", "electra") else 0
     assert round(count_on_meta(config) + extra, digits) == published
 
 
@@ -102,6 +107,11 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"initializer_range": -1.0}, "initializer_range is -1.0. It must not be negative"),
     ({"local_attention_window": 5}, "local_attention_window is 5. It must be an even number"),
     ({"global_attention_every": 0}, "global_attention_every is 0. It must be at least 1"),
+    ({"embedding_size": 0}, "embedding_size is 0. It must be a width from 1"),
+    ({"norm": "rms"}, "norm is 'rms' and model.norm_bias is True. An RMS norm has no bias"),
+    ({"relative_bias": "bucketed", "position_encoding": "rotary"}, "A relative bias requires attention to the whole"),
+    ({"relative_bias": "bucketed", "relative_buckets": 6}, "relative_buckets is 6 .*must be a multiple of 4"),
+    ({"relative_bias": "disentangled", "relative_distance": 8}, "the distance must exceed a quarter"),
     ({"position_offset": 64}, "position_offset is 64. It must be smaller"),
     ({"position_encoding": "rotary", "num_heads": 32}, "Rotary positions require an even head size"),
 ]

@@ -7,11 +7,19 @@ import torch
 from torch import Tensor
 from torch.testing import assert_close
 
-from framework.nn.attention_bias import BucketedBias, DisentangledBias, biased_attention, biased_attention_maps
+from framework.nn.attention_bias import (
+    AlibiBias,
+    BucketedBias,
+    DisentangledBias,
+    alibi_slopes,
+    biased_attention,
+    biased_attention_maps,
+)
 from framework.nn.norm import LayerNorm
 
 HEADS, HEAD_DIM = 3, 8
 LENGTHS = (5, 40, 1, 16, 17, 40)
+CPU = torch.device("cpu")
 
 
 def make_qkv(lengths: tuple[int, ...] = LENGTHS, seed: int = 0) -> Tensor:
@@ -53,7 +61,7 @@ def test_bucketed_bias_forward_and_backward(bucketed):
     mix = torch.randn(sum(LENGTHS), HEADS, HEAD_DIM, dtype=torch.float64)
     expected, maps = slow_attention(qkv, LENGTHS, lambda h, i, j: bucketed.table[mpnet_bucket(i - j), h])
     expected_grads = torch.autograd.grad((expected * mix).sum(), [qkv, bucketed.table])
-    bias = bucketed(LENGTHS)
+    bias = bucketed(LENGTHS, CPU)
     ours = biased_attention(qkv, bias, None)
     # Scores are fp32.
     assert_close(ours, expected, rtol=1e-5, atol=1e-6)
@@ -67,16 +75,16 @@ def test_bucketed_bias_forward_and_backward(bucketed):
 
 def test_a_sequence_does_not_depend_on_the_others(bucketed):
     qkv = make_qkv().float()
-    together = biased_attention(qkv, bucketed(LENGTHS), None).split(list(LENGTHS))
+    together = biased_attention(qkv, bucketed(LENGTHS, CPU), None).split(list(LENGTHS))
     for own, length, packed in zip(qkv.split(list(LENGTHS)), LENGTHS, together, strict=True):
-        assert torch.equal(biased_attention(own, bucketed((length,)), None), packed)
+        assert torch.equal(biased_attention(own, bucketed((length,), CPU), None), packed)
 
 
 def test_distances_beyond_the_largest_share_the_last_bucket():
     bias = BucketedBias(1, 32, 128)
     with torch.no_grad():
         bias.table.copy_(torch.arange(32.0)[:, None])
-    (group,) = bias((300,)).groups
+    (group,) = bias((300,), CPU).groups
     row = group.shared[0, 150]
     assert row[:300].tolist() == [float(mpnet_bucket(150 - j)) for j in range(300)]
     assert row[0] == 15 and row[299] == 31 and row[150] == 0
@@ -96,7 +104,7 @@ def test_disentangled_bias_forward():
     module = DisentangledBias(16, 64, LayerNorm(HEADS * HEAD_DIM, 1e-7))
     projected = torch.randn(16, HEADS, 3, HEAD_DIM, generator=generator)
     qkv = make_qkv().float()
-    bias = module(LENGTHS)
+    bias = module(LENGTHS, CPU)
     first = deberta_row(1 - 48)
     positions = projected[first : first + bias.positions.shape[1]]
     ours = biased_attention(qkv, bias, positions)
@@ -110,3 +118,11 @@ def test_disentangled_bias_forward():
         weights = (scores / (3 * HEAD_DIM) ** 0.5).softmax(-1)
         outputs.append(torch.einsum("hij,jhd->ihd", weights, value))
     assert_close(ours, torch.cat(outputs), rtol=1e-5, atol=1e-5)
+
+
+def test_alibi_forward():
+    qkv = make_qkv().float()
+    slopes = (1 / 16, 1 / 256, 1 / 4)  # two heads have 2^-4 and 2^-8, and the third the first of four heads
+    expected, _ = slow_attention(qkv, LENGTHS, lambda h, i, j: torch.tensor(-slopes[h] * abs(i - j)))
+    assert_close(biased_attention(qkv, AlibiBias(HEADS)(LENGTHS, CPU), None), expected, rtol=1e-5, atol=1e-5)
+    assert alibi_slopes(8) == [2.0**-head for head in range(1, 9)]
