@@ -99,6 +99,16 @@ def build_settings(config: Mapping[str, Any], world_size: int) -> TrainConfig:
     return settings
 
 
+def _check_sources(
+    settings: TrainConfig, sources: Mapping[str, SequenceSource], config: EncoderConfig, data_parallel_size: int
+) -> None:
+    """Checks that the sequences fit the strategy, the model, the number of processes and early stopping."""
+    check_compiled_items(settings, sources)
+    check_sequence_lengths(sources, config)
+    check_enough_sequences(sources, data_parallel_size)
+    check_early_stopping(settings.trainer, sources)
+
+
 def build_parts(settings: TrainConfig, world_size: int, first_step: int = 0) -> Parts:
     """Reads tokenizer, data and starting weights, builds task and model, and checks that they fit each other.
 
@@ -133,10 +143,7 @@ def build_parts(settings: TrainConfig, world_size: int, first_step: int = 0) -> 
     items = private_items(settings, task, sources["train"])
     if items is not None:
         sources = {**sources, "train": items.source}
-    check_compiled_items(settings, sources)
-    check_sequence_lengths(sources, config)
-    check_enough_sequences(sources, shape.data_parallel_size)
-    check_early_stopping(settings.trainer, sources)
+    _check_sources(settings, sources, config, shape.data_parallel_size)
     model = build_model(task, config, settings.adapter)
     check_regularization(settings.regularization.build(), task, model)
     freeze(model, settings.trainer.freeze, "trainer.freeze")
