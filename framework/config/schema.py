@@ -256,7 +256,7 @@ class TrainConfig:
             of the rows of their old pieces.
         adapter: Low-rank updates that are trained instead of the weights; null: the weights are trained.
         augmentation: Changes to texts of the training split; null: no changes.
-        privacy: Differential privacy of the training rows; null: none.
+        privacy: Differential privacy of the training data; null: none.
         probes: Probes that are fitted to the features of the encoder during the run, by name.
         check: True: run all checks that need no GPU, print what would run, and exit; a number N: the same for N
             processes.
