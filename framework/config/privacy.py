@@ -135,6 +135,12 @@ def _of_rows(settings: TrainConfig) -> _Exclusions:
             "Which rows are chosen depends on the other rows of the file",
             "a file of the rows to train on",
         ),
+        "data.deduplicate": (
+            data.get("deduplicate"),
+            bool(data.get("deduplicate")) and settings.privacy is not None and settings.privacy.unit_column is not None,
+            "Rows of a unit would decide which rows of other units are removed",
+            "data.deduplicate=false, or remove the duplicates within each unit first",
+        ),
         "data.scheme": (
             scheme,
             scheme == "auto",

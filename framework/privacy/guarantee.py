@@ -12,7 +12,7 @@ SAMPLING = "Poisson"
 NOT_COVERED = (
     "starting weights, tokenizer, and names of labels and groups",
     "rows of validation and test, and all metrics on them",
-    "the number of training rows, their counts by label and length in the record of the data",
+    "the number of training rows and units, their counts by label and length in the record of the data",
     "numbers of rows and tokens and times of steps, and the share of clipped gradients",
     "other runs on the same rows, such as those of a search for hyperparameters",
     "rounding of floating-point noise",

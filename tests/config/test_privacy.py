@@ -86,6 +86,14 @@ def test_settings_that_exclude_privacy_are_refused_with_a_reason(changes, messag
     check_privacy(settings(**changes, privacy=None))
 
 
+def test_duplicates_of_other_users_cannot_be_removed():
+    users = PrivacySettings(8.0, 1e-5, 1.0, unit_column="user")
+    with pytest.raises(ConfigError, match=r"`data\.deduplicate` is True, .* decide which rows of other units"):
+        check_privacy(settings(privacy=users, data__deduplicate=True))
+    check_privacy(settings(data__deduplicate=True))
+    check_privacy(settings(privacy=users, data__deduplicate=False))
+
+
 def test_other_settings_are_accepted():
     check_privacy(settings())
     check_privacy(settings(augmentation=Component("augmentation", Delete, {}), strategy__name="ddp"))

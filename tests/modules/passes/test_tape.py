@@ -24,7 +24,18 @@ from framework.tasks.task import TaskModel
 VOCAB, LENGTHS = 61, (5, 1, 19, 3, 12, 2)
 CLASSIFIER_ROWS = {"": "sequences"}
 PRETRAINING_ROWS = {"mlm": "mlm_positions", "": "sequences"}
+RMS = {
+    "family": "neobert",
+    "position_encoding": "rotary",
+    "norm_placement": "pre",
+    "norm": "rms",
+    "gated": True,
+    "type_vocab_size": 0,
+    "bias": False,
+    "norm_bias": False,
+}
 FAMILIES = {
+    "rms": RMS,
     "bert": {"family": "bert"},
     "roberta": {"family": "roberta", "type_vocab_size": 1, "position_offset": 2, "pad_token_id": 1},
     "modernbert": {
