@@ -9,7 +9,7 @@ from omegaconf import DictConfig
 
 from framework.checkpoint.layout import step_of
 from framework.config.build import Parts, build_module, build_parts, build_settings
-from framework.config.checks import check_device, obstacle_to_graphs
+from framework.config.checks import check_device, check_profile, obstacle_to_graphs
 from framework.config.phases import LAST_STEP, Phase, check_phases, naming_phase, phase_configs, with_results
 from framework.config.run_folder import RunFolder, find_run_folder
 from framework.config.schema import TrainConfig
@@ -101,6 +101,7 @@ def assemble_run(
         first_step = phases[-1].parts.max_steps if phases else 0
         with naming_phase(phase):
             phases.append(_assemble_phase(phase, its_config, its_saved, info, device_type, first_step))
+    check_profile(phases[-1].settings.trainer, phases[-1].parts.max_steps)
     shapes = [{name: tuple(weight.shape) for name, weight in each.parts.model.named_parameters()} for each in phases]
     check_phases(shapes, [each.config for each in phases])
     results = {each.phase.name: {"model": each.config["model"], LAST_STEP: each.parts.max_steps} for each in phases}

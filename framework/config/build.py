@@ -12,7 +12,6 @@ from framework.config.checks import (
     check_compiled_items,
     check_early_stopping,
     check_enough_sequences,
-    check_profile,
     check_regularization,
     check_relative_bias,
     check_sequence_lengths,
@@ -24,10 +23,11 @@ from framework.config.checks import (
 from framework.config.nodes import check_arguments
 from framework.config.privacy import Privacy, build_privacy, check_privacy
 from framework.config.privacy_units import private_items, reading_units
-from framework.config.schema import TokenizerConfig, TrainConfig, TrainerConfig
+from framework.config.run_length import run_length, token_steps_of
+from framework.config.schema import TokenizerConfig, TrainConfig
 from framework.config.task_parts import build_data_component, build_model
 from framework.config.weights import find_weights, starting_values
-from framework.data.planning.batch_size import sequences_of, steps_until
+from framework.data.planning.batch_size import TokenSteps
 from framework.data.planning.plan import SequenceSource, steps_per_epoch
 from framework.data.tokenization.extension import pieces_of_new_tokens
 from framework.data.tokenization.tokenizer import Tokenizer
@@ -59,7 +59,7 @@ class Parts:
         sources: Sequences, by split.
         weights: Starting weights, unused if the run resumes; None: fresh weights from the seed.
         model: Encoder and head on the meta device.
-        global_batch_size: Sequences per optimizer step over all ranks, after the batch warmup.
+        token_steps: Sequences per optimizer step over all ranks, their growth, and conversion of steps to tokens.
         max_steps: Step of the run after which these components have trained; without phases the steps of the run.
         validate_every_n_steps: Interval of validations in steps; None: there is no validation split.
         probes: Probes that are fitted to the features of the encoder, by name.
@@ -73,7 +73,7 @@ class Parts:
     sources: Mapping[str, SequenceSource]
     weights: PretrainedWeights | None
     model: TaskModel
-    global_batch_size: int
+    token_steps: TokenSteps
     max_steps: int
     validate_every_n_steps: int | None
     probes: Mapping[str, Probe]
@@ -150,11 +150,10 @@ def build_parts(settings: TrainConfig, world_size: int, first_step: int = 0) -> 
     if weights is not None:
         weights = fit_head(weights, task.head_kind, task.to_record())
         match_parameters(model, weights)
-    size = resolve_global_batch_size(settings.trainer, sources["train"])
-    num_sequences = len(sources["train"])
+    token_steps = token_steps_of(settings.trainer, sources["train"])
+    size, num_sequences = token_steps.global_batch_size, len(sources["train"])
     every = settings.trainer.val_every_n_steps or steps_per_epoch(num_sequences, size)
-    max_steps = first_step + run_length(settings.trainer, size, num_sequences, task.wraps_epochs)
-    check_profile(settings.trainer, max_steps)
+    max_steps = first_step + run_length(settings.trainer, token_steps, num_sequences, task.wraps_epochs)
     return Parts(
         tokenizer,
         config,
@@ -162,7 +161,7 @@ def build_parts(settings: TrainConfig, world_size: int, first_step: int = 0) -> 
         sources,
         weights,
         model,
-        global_batch_size=size,
+        token_steps=token_steps,
         max_steps=max_steps,
         validate_every_n_steps=every if "validation" in sources else None,
         probes=build_probes(settings.probes, tokenizer, config),
@@ -182,32 +181,6 @@ def build_probes(probes: Mapping[str, ProbeSettings], tokenizer: Tokenizer, conf
     for name, probe in built.items():
         check_sequence_lengths({f"probes.{name}, {split}": each for split, each in probe.sources.items()}, config)
     return built
-
-
-def resolve_global_batch_size(trainer: TrainerConfig, source: SequenceSource) -> int:
-    """Returns the sequences per optimizer step; `global_batch_tokens` is divided by the mean sequence length."""
-    if trainer.global_batch_size is not None:
-        return trainer.global_batch_size
-    assert trainer.global_batch_tokens is not None
-    return sequences_of(trainer.global_batch_tokens, source.mean_length)
-
-
-def run_length(trainer: TrainerConfig, size: int, num_sequences: int, wraps_epochs: bool) -> int:
-    """Returns the optimizer steps of the run.
-
-    Args:
-        trainer: Trainer settings.
-        size: Sequences per optimizer step.
-        num_sequences: Sequences of the training split.
-        wraps_epochs: True if steps continue over the ends of epochs. Then only the last step of the run is rounded up;
-            otherwise the last step of each epoch.
-    """
-    if trainer.max_steps is not None:
-        return trainer.max_steps
-    assert trainer.max_epochs is not None
-    if wraps_epochs:
-        return steps_until(num_sequences * trainer.max_epochs, size, trainer.batch_warmup)
-    return steps_per_epoch(num_sequences, size) * trainer.max_epochs
 
 
 def build_tokenizer(
@@ -302,7 +275,7 @@ def build_module(settings: TrainConfig, parts: Parts, precision: Precision, devi
             built.keep_average(settings.trainer.ema_decay)
         return built
 
-    schedule = settings.schedule.build(max_steps=parts.max_steps - parts.first_step)
+    schedule = settings.schedule.build(max_steps=parts.max_steps - parts.first_step, token_steps=parts.token_steps)
     module = EncoderModule(
         model=parts.model,
         task=parts.task,

@@ -29,16 +29,29 @@ IDENTITY_KEYS = (
     "trainer.global_batch_tokens",
     "trainer.batch_warmup_start",
     "trainer.batch_warmup_steps",
+    "trainer.batch_warmup_tokens",
     "trainer.gradient_clip",
     "trainer.ema_decay",
     "trainer.freeze",
 )
-_OF_PHASES = (*IDENTITY_KEYS, "trainer.max_steps", "trainer.max_epochs", "optimizer_state", "last_step")
-"""Keys of the identity within a phase. Its length cannot change, because the next phase begins after it."""
-GROWING_KEYS = ("trainer.max_steps", "trainer.max_epochs")
+GROWING_KEYS = ("trainer.max_steps", "trainer.max_tokens", "trainer.max_epochs")
 """Keys that may grow but not shrink when a run resumes, because trained steps cannot be undone."""
 
-_ADDED_KEYS = {"extend_vocabulary": False, "data.canaries": 0, "data.canary_repeats": [1, 4, 16]}
+_OF_PHASES = (*IDENTITY_KEYS, *GROWING_KEYS, "optimizer_state", "last_step")
+"""Keys of the identity within a phase. Its length cannot change, because the next phase begins after it."""
+
+_ADDED_KEYS = {
+    "extend_vocabulary": False,
+    "data.canaries": 0,
+    "data.canary_repeats": [1, 4, 16],
+    "task.masked_share": 0.8,
+    "task.random_share": 0.1,
+    "optimizer.weight_decay_times": "rate",
+    "optimizer.adamw.weight_decay_times": "rate",
+    "schedule.warmup_tokens": None,
+    "schedule.decay_tokens": None,
+    "trainer.batch_warmup_tokens": None,
+}
 """Values that mean the same as in earlier versions, which did not have the keys."""
 
 _CHANGED_DEFAULTS = {"data.format.quote": ('"', "auto")}

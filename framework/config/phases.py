@@ -22,7 +22,7 @@ LAST_STEP = "last_step"
 
 _GROUPS = ("model", "task", "data", "augmentation", "optimizer", "regularization", "schedule", "trainer")
 _OPTIMIZER_STATE = "optimizer_state"
-_EXCLUSIVE = (("max_steps", "max_epochs"), ("global_batch_size", "global_batch_tokens"))
+_EXCLUSIVE = (("max_steps", "max_tokens", "max_epochs"), ("global_batch_size", "global_batch_tokens"))
 """Keys of the trainer of which one replaces the other."""
 
 

@@ -88,7 +88,9 @@ def _training(config: Mapping[str, Any], summary: Mapping[str, Any], step: int) 
     size = trainer["global_batch_size"]
     batch = f"{size:,} sequences" if size is not None else f"about {trainer['global_batch_tokens']:,} tokens"
     if trainer["batch_warmup_start"] is not None:
-        batch += f", growing from {trainer['batch_warmup_start']:,} over {trainer['batch_warmup_steps']:,} steps"
+        steps, tokens = trainer["batch_warmup_steps"], trainer.get("batch_warmup_tokens")
+        length = f"{steps:,} steps" if tokens is None else f"{tokens:,} tokens"
+        batch += f", growing from {trainer['batch_warmup_start']:,} over {length}"
     rows = {"steps": f"{step:,} of {summary['max_steps']:,}" if summary else f"{step:,}"}
     if phases := config.get(PHASES):
         rows["phases"] = ", ".join(f"{name} up to step {phase[LAST_STEP]:,}" for name, phase in phases.items())

@@ -14,7 +14,6 @@ from framework.checkpoint.layout import Weights
 from framework.config.nodes import Component
 from framework.config.run_config import RunConfig
 from framework.config.shared_schema import PrecisionConfig, at_least, check_average_last
-from framework.data.planning.batch_size import BatchWarmup
 from framework.distributed.mesh import SHARDED, MeshShape, StrategyName, mesh_shape
 from framework.distributed.parallel.activation_checkpoint import KEEP_ALL, ActivationCheckpointing
 from framework.distributed.parallel.compile import CompileBackend
@@ -39,6 +38,7 @@ class TrainerConfig:
 
     max_steps: int | None
     max_epochs: int | None
+    max_tokens: int | None = None
     early_stopping_patience: int | None = None
     early_stopping_min_delta: float = 0.0
 
@@ -46,6 +46,7 @@ class TrainerConfig:
     global_batch_tokens: int | None = None
     batch_warmup_start: int | None = None
     batch_warmup_steps: int | None = None
+    batch_warmup_tokens: int | None = None
     micro_batch_tokens: int | Literal["auto"]
     num_workers: int = 0
 
@@ -103,28 +104,28 @@ class TrainerConfig:
             return None
         return Patience(self.early_stopping_patience, self.early_stopping_min_delta)
 
-    @property
-    def batch_warmup(self) -> BatchWarmup | None:
-        """Returns the growth of the global batch; None: the batch does not grow."""
-        if self.batch_warmup_start is None or self.batch_warmup_steps is None:
-            return None
-        return BatchWarmup(self.batch_warmup_start, self.batch_warmup_steps)
-
     def __post_init__(self) -> None:
-        if self.max_steps is None and self.max_epochs is None:
+        if self.max_steps is None and self.max_tokens is None and self.max_epochs is None:
             raise ConfigError(
-                "`trainer.max_steps` and `trainer.max_epochs` are null. The length of a run must be given. Set one of "
-                "them."
+                "`trainer.max_steps`, `trainer.max_tokens` and `trainer.max_epochs` are null. The length of a run must "
+                "be given. Set one of them."
+            )
+        if self.max_steps is not None and self.max_tokens is not None:
+            raise ConfigError(
+                f"`trainer.max_steps` is {self.max_steps} and `trainer.max_tokens` is {self.max_tokens}. Only one of "
+                "them can be the length of the run. Set the other to null."
             )
         if (self.global_batch_size is None) == (self.global_batch_tokens is None):
             raise ConfigError(
                 f"`trainer.global_batch_size` is {self.global_batch_size} and `trainer.global_batch_tokens` is "
                 f"{self.global_batch_tokens}. Exactly one of them must be set. Set the other to null."
             )
-        if (self.batch_warmup_start is None) != (self.batch_warmup_steps is None):
+        lengths = [self.batch_warmup_steps, self.batch_warmup_tokens]
+        if (self.batch_warmup_start is not None) != len([each for each in lengths if each is not None]):
             raise ConfigError(
-                f"`trainer.batch_warmup_start` is {self.batch_warmup_start} and `trainer.batch_warmup_steps` is "
-                f"{self.batch_warmup_steps}. A growing batch needs both. Set both, or set both to null."
+                f"`trainer.batch_warmup_start` is {self.batch_warmup_start}, `trainer.batch_warmup_steps` is "
+                f"{self.batch_warmup_steps} and `trainer.batch_warmup_tokens` is {self.batch_warmup_tokens}. A growing "
+                "batch needs a start, and a length in steps or in tokens. Set both, or set all to null."
             )
         at_least("trainer", self, 1, "keep_every_n_steps")
         if self.keep_every_n_steps is not None and (
@@ -142,7 +143,7 @@ class TrainerConfig:
                 "trainer.on_non_finite=skip."
             )
         at_least("trainer", self, 1, "max_steps", "max_epochs", "global_batch_size", "global_batch_tokens")
-        at_least("trainer", self, 1, "batch_warmup_start", "batch_warmup_steps")
+        at_least("trainer", self, 1, "max_tokens", "batch_warmup_start", "batch_warmup_steps", "batch_warmup_tokens")
         if self.micro_batch_tokens != "auto":
             at_least("trainer", self, 1, "micro_batch_tokens")
         at_least("trainer", self, 1, "log_every_n_steps")
@@ -277,7 +278,7 @@ class TrainConfig:
     data: Component
     optimizer: Component
     regularization: Component
-    schedule: Component = field(metadata={"supplied": ("max_steps",)})
+    schedule: Component = field(metadata={"supplied": ("max_steps", "token_steps")})
     model: Component = field(metadata=MODEL_METADATA)
     init_weights: Weights = "auto"
     init_average_last: int = 1

@@ -179,14 +179,14 @@ def build_data(
     data = EncoderDataModule(
         sources=parts.sources,
         seed=settings.seed,
-        global_batch_size=parts.global_batch_size,
+        global_batch_size=parts.token_steps.global_batch_size,
         micro_batch_tokens=longest if budget == "auto" else budget,
         max_steps=parts.max_steps,
         rank=shape.data_parallel_rank(info.rank),
         num_ranks=shape.data_parallel_size,
         wraps_epochs=parts.task.wraps_epochs,
         num_workers=settings.trainer.num_workers,
-        batch_warmup=settings.trainer.batch_warmup,
+        batch_warmup=parts.token_steps.batch_warmup,
         shape=shape_on(device_type),
         has_fixed_shapes=has_graphs or settings.strategy.compile != "none",
     )

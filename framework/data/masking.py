@@ -1,8 +1,9 @@
 """Masks tokens for masked language modelling: an exact number per sequence, a function of the sequence's key alone.
 
 Devlin et al. 2019 (arXiv:1810.04805, section 3.1) replace 80 % of the chosen tokens by the mask token and 10 % by a
-random word, and keep 10 %. They choose each token independently; here an exact share of each sequence is chosen. Spans
-follow SpanBERT (Joshi et al. 2020, arXiv:1907.10529, section 3.1). All functions are vectorised over a micro-batch.
+random word, and keep 10 % (`Replacements`). They choose each token independently; here an exact share of each sequence
+is chosen. Spans follow SpanBERT (Joshi et al. 2020, arXiv:1907.10529, section 3.1). All functions are vectorised over a
+micro-batch.
 """
 
 from dataclasses import dataclass
@@ -12,6 +13,7 @@ import numpy as np
 
 from framework import ragged
 from framework.data.tokenization.tokenizer import Tokenizer
+from framework.errors import ConfigError
 from framework.random import mix, random_integers
 
 Masking = Literal["token", "whole_word", "span"]
@@ -26,8 +28,6 @@ Masking = Literal["token", "whole_word", "span"]
   drawn; the last span ends with the run. Whole spans are then chosen by the rule of whole words.
 """
 
-MASK_PROB = 0.8
-RANDOM_PROB = 0.1
 SPAN_PROB = 0.2
 MAX_SPAN_WORDS = 10
 MAX_LENGTH = 2**16
@@ -50,6 +50,32 @@ def _span_lengths() -> np.ndarray:
 
 
 _SPAN_LENGTHS = _span_lengths()
+
+
+@dataclass(frozen=True)
+class Replacements:
+    """Shares of the chosen tokens by what replaces them; the others stay as they are.
+
+    Attributes:
+        mask: Share that becomes the mask token.
+        random: Share that becomes a random word.
+
+    Raises:
+        ConfigError: A share is negative, or both together exceed 1.
+    """
+
+    mask: float = 0.8
+    random: float = 0.1
+
+    def __post_init__(self) -> None:
+        if self.mask < 0 or self.random < 0 or self.mask + self.random > 1 + 1e-9:
+            raise ConfigError(
+                f"task.masked_share is {self.mask} and task.random_share is {self.random}. They are shares of the "
+                "chosen tokens and must not exceed 1 together. Choose, for example, 0.8 and 0.1."
+            )
+
+
+BERT_REPLACEMENTS = Replacements()
 
 
 @dataclass(frozen=True)
@@ -94,6 +120,7 @@ def mask_tokens(
     rate: float,
     facts: MaskingFacts,
     masking: Masking = "token",
+    replacements: Replacements = BERT_REPLACEMENTS,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Masks tokens of every sequence.
 
@@ -108,6 +135,7 @@ def mask_tokens(
         rate: Share of the maskable tokens to mask, in [0, 1].
         facts: Facts about the vocabulary.
         masking: Unit that is masked as a whole.
+        replacements: Shares of mask tokens and random words among the chosen tokens.
 
     Returns:
         Ascending positions of the masked tokens (targets,), their original ids (targets,), and the new ids (tokens,).
@@ -139,7 +167,8 @@ def mask_tokens(
     draws = mix(np.repeat(mix(keys, REPLACEMENT_DRAWS), num_chosen), positions - np.repeat(starts, num_chosen))
     labels = input_ids.take(positions)
     new_ids = input_ids.copy()
-    new_ids[positions] = _replacements(labels, draws, chosen_sizes if masking == "span" else None, facts)
+    group_sizes = chosen_sizes if masking == "span" else None
+    new_ids[positions] = _replacements(labels, draws, group_sizes, facts, replacements)
     return positions, labels, new_ids
 
 
@@ -270,7 +299,11 @@ def _positions(firsts: np.ndarray, sizes: np.ndarray | None) -> np.ndarray:
 
 
 def _replacements(
-    labels: np.ndarray, draws: np.ndarray, group_sizes: np.ndarray | None, facts: MaskingFacts
+    labels: np.ndarray,
+    draws: np.ndarray,
+    group_sizes: np.ndarray | None,
+    facts: MaskingFacts,
+    replacements: Replacements,
 ) -> np.ndarray:
     """Returns (targets,) the ids that replace the masked tokens.
 
@@ -281,13 +314,14 @@ def _replacements(
         group_sizes: Numbers of consecutive targets that share the selection of their first one; None if each target
             has its own.
         facts: Facts about the vocabulary.
+        replacements: Shares of mask tokens and random words.
     """
     actions = draws.astype(np.uint32)
     if group_sizes is not None:
         actions = np.repeat(actions[ragged.starts(group_sizes)], group_sizes)
     result = np.full_like(labels, facts.mask_id)
-    others = np.flatnonzero(actions >= round(MASK_PROB * 2**32))
-    is_random = actions[others] < round((MASK_PROB + RANDOM_PROB) * 2**32)
+    others = np.flatnonzero(actions >= round(replacements.mask * 2**32))
+    is_random = actions[others] < round((replacements.mask + replacements.random) * 2**32)
     random_ids = facts.ordinary_ids[random_integers(draws[others], len(facts.ordinary_ids))]
     result[others] = np.where(is_random, random_ids, labels[others])
     return result

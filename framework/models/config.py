@@ -45,7 +45,7 @@ _NOT_NEGATIVE = (
     *("patch_size", "patch_grid"),
 )
 _POSITIVE_NUMBERS = ("rope_theta_global", "rope_theta_local", "norm_eps")
-_PROBABILITIES = ("hidden_dropout", "embedding_dropout", "attention_dropout")
+_PROBABILITIES = ("hidden_dropout", "embedding_dropout", "attention_dropout", "feed_forward_dropout")
 
 PATCH_GRID = 64
 """Most rows and most columns of patches in a picture, by default."""
@@ -91,6 +91,8 @@ class EncoderConfig:
         norm_bias: Adds biases to the norms.
         norm_eps: Constant added to the variance in norms.
         hidden_dropout: Dropout probability on the output of attention and of feed-forward.
+        feed_forward_dropout: Dropout probability on the output of feed-forward; None: hidden_dropout. ModernBERT's
+            pre-training has 0, which leaves the dropout after attention only.
         embedding_dropout: Dropout probability on the output of the embeddings.
         attention_dropout: Must be 0, because packed attention kernels have no dropout on probabilities.
         initializer_range: Standard deviation of initial weights.
@@ -140,6 +142,7 @@ class EncoderConfig:
     relative_buckets: int = 32
     relative_distance: int = 128
     patch_positions: str = "factorised"
+    feed_forward_dropout: float | None = None
 
     def __post_init__(self) -> None:
         """Checks each value and their combinations.
@@ -171,7 +174,7 @@ class EncoderConfig:
         ):
             for name in names:
                 value = getattr(self, name)
-                if not holds(value):
+                if value is not None and not holds(value):
                     raise ConfigError(
                         f"model.{name} is {value}. It {rule}. Change it in conf/model or on the command line."
                     )
@@ -234,6 +237,7 @@ class EncoderConfig:
             *(() if self.embedding_size is not None else ("embedding_size",)),
             *(() if self.input_norm != "embeddings" else ("input_norm",)),
             *(() if self.norm != "layer" else ("norm",)),
+            *(() if self.feed_forward_dropout is not None else ("feed_forward_dropout",)),
         )
         return {name: value for name, value in asdict(self).items() if name not in left_out}
 

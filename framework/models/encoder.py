@@ -66,7 +66,10 @@ def _build_layer(config: EncoderConfig, index: int) -> EncoderLayer:
         feed_forward=feed_forward_class(config.hidden_size, config.intermediate_size, config.activation, config.bias),
         feed_forward_norm=_build_residual_norm(config),
         attention_output_dropout=HashedDropout(config.hidden_dropout, "attention output"),
-        feed_forward_output_dropout=HashedDropout(config.hidden_dropout, "feed-forward output"),
+        feed_forward_output_dropout=HashedDropout(
+            config.hidden_dropout if config.feed_forward_dropout is None else config.feed_forward_dropout,
+            "feed-forward output",
+        ),
         norm_placement=config.norm_placement,
     )
 

@@ -4,7 +4,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -57,7 +57,10 @@ class Adam(OptimizerSettings):
         lr: Base learning rate.
         betas: Decay rates of the first and second moments, each in [0, 1).
         eps: Added to the root of the second moment.
-        weight_decay: Decoupled weight decay, multiplied by the learning rate of the step.
+        weight_decay: Decoupled weight decay.
+        weight_decay_times: Factor of the decay in a step: "rate", the learning rate of the step (torch); or
+            "schedule", that rate divided by `lr`, so that the decay does not depend on `lr` (Loshchilov, Hutter 2019,
+            algorithm 2; the recipes of MosaicBERT, ModernBERT and Ettin).
         no_decay: Shell patterns of the names of parameters without weight decay.
         layer_decay: Ratio of a layer's rate to that of the next layer, in (0, 1]; see
             `framework.optim.layer_decay`.
@@ -69,6 +72,7 @@ class Adam(OptimizerSettings):
     betas: tuple[float, float] = (0.9, 0.98)
     eps: float = 1e-6
     weight_decay: float = 0.01
+    weight_decay_times: Literal["rate", "schedule"] = "rate"
     no_decay: Sequence[str] = NO_DECAY
     layer_decay: float = 1.0
 
@@ -77,6 +81,12 @@ class Adam(OptimizerSettings):
         if len(self.betas) != 2 or not all(0.0 <= beta < 1.0 for beta in self.betas):
             raise ConfigError(
                 f"optimizer.betas is {list(self.betas)}. It must be two numbers in [0, 1). Use for example [0.9, 0.98]."
+            )
+        if self.weight_decay_times == "schedule" and not (self.lr > 0.0 and self.weight_decay < 1.0):
+            raise ConfigError(
+                f"optimizer.weight_decay_times is schedule, optimizer.lr is {self.lr} and optimizer.weight_decay is "
+                f"{self.weight_decay}. A step at the peak then takes this share off each weight, which must be below "
+                "1, and the rate must be positive. Usual values are 1.0e-5 to 1.0e-4; or use weight_decay_times=rate."
             )
         if not 0.0 < self.layer_decay <= 1.0:
             raise ConfigError(f"optimizer.layer_decay is {self.layer_decay}. It must be in (0, 1]. Use 1 for one rate.")
@@ -88,9 +98,13 @@ class Adam(OptimizerSettings):
             "lr": self.lr * layer_factor,
             "betas": tuple(self.betas),
             "eps": self.eps,
-            "weight_decay": self.weight_decay if decayed else 0.0,
+            # The algorithms multiply it by the rate of the step.
+            "weight_decay": (self._decay(self.lr * layer_factor) if decayed else 0.0),
             "decayed": decayed,
         }
+
+    def _decay(self, lr: float) -> float:
+        return self.weight_decay / lr if self.weight_decay_times == "schedule" else self.weight_decay
 
     @override
     def build(
@@ -121,6 +135,14 @@ class Lamb(Adam):
     """LAMB for every parameter, see `framework.optim.lamb`. Parameters without weight decay have no trust ratio."""
 
     algorithm = "lamb"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.weight_decay_times != "rate":
+            raise ConfigError(
+                f"optimizer.weight_decay_times is {self.weight_decay_times}. LAMB adds the decay to the update before "
+                "its trust ratio, so only rate is possible. Use weight_decay_times=rate, or another optimizer."
+            )
 
 
 @dataclass(frozen=True)

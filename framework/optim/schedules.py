@@ -6,19 +6,47 @@ its last step: no step runs at rate 0. A decaying schedule reaches its final fac
 
 import math
 from abc import ABC, abstractmethod
+from typing import Protocol
 
 from typing_extensions import override
 
 from framework.errors import ConfigError
 
 
+class StepsOfTokens(Protocol):
+    """Conversion between steps and tokens of a run."""
+
+    def steps(self, tokens: float) -> int:
+        """Returns the fewest steps with about this many tokens."""
+        ...
+
+    def tokens(self, steps: int) -> float:
+        """Returns the number of tokens of the first steps."""
+        ...
+
+
+def _check_one_length(name: str, **lengths: float | None) -> None:
+    given = [f"schedule.{name}_{unit}={value}" for unit, value in lengths.items() if value is not None]
+    if len(given) > 1:
+        raise ConfigError(
+            f"{' and '.join(given)} are set together. They exclude each other. Set all but one of them to null."
+        )
+
+
+def _of_tokens(name: str, tokens: int | None, token_steps: StepsOfTokens | None) -> StepsOfTokens | None:
+    """Returns the conversion of a length in tokens; None if the length is not in tokens."""
+    if tokens is None:
+        return None
+    if tokens < 0 or token_steps is None:
+        raise ConfigError(
+            f"schedule.{name}_tokens is {tokens}. It must be a number of tokens of a training run, at least 0. Correct "
+            f"it, or set schedule.{name}_steps."
+        )
+    return token_steps
+
+
 def _steps(name: str, steps: int | None, fraction: float | None, max_steps: int) -> int:
     """Converts a number of steps, or a fraction of all steps, to steps. Neither means 0."""
-    if steps is not None and fraction is not None:
-        raise ConfigError(
-            f"schedule.{name}_steps={steps} and schedule.{name}_fraction={fraction} are both set. They exclude each "
-            "other. Set one of them to null."
-        )
     if fraction is not None:
         if not 0.0 <= fraction <= 1.0:
             raise ConfigError(
@@ -39,11 +67,24 @@ class Schedule(ABC):
     Args:
         max_steps: Steps of the whole run.
         warmup_steps: Steps of linear warm-up.
-        warmup_fraction: Warm-up as a fraction of max_steps. Give at most one of the two.
+        warmup_fraction: Warm-up as a fraction of max_steps.
+        warmup_tokens: Tokens of warm-up. Give at most one of the three.
+        token_steps: Conversion of tokens to steps; the run supplies it.
     """
 
-    def __init__(self, max_steps: int, warmup_steps: int | None = None, warmup_fraction: float | None = None) -> None:
+    def __init__(
+        self,
+        max_steps: int,
+        warmup_steps: int | None = None,
+        warmup_fraction: float | None = None,
+        warmup_tokens: int | None = None,
+        token_steps: StepsOfTokens | None = None,
+    ) -> None:
         self.max_steps = max_steps
+        _check_one_length("warmup", steps=warmup_steps, fraction=warmup_fraction, tokens=warmup_tokens)
+        conversion = _of_tokens("warmup", warmup_tokens, token_steps)
+        if warmup_tokens and conversion is not None:
+            warmup_steps = conversion.steps(warmup_tokens)
         self.warmup_steps = _steps("warmup", warmup_steps, warmup_fraction, max_steps)
 
     def __call__(self, step: int) -> float:
@@ -79,6 +120,8 @@ class Linear(Schedule):
         warmup_steps: Steps of linear warm-up.
         warmup_fraction: Warm-up as a fraction of max_steps.
         final_factor: Factor after the last step.
+        warmup_tokens: Tokens of warm-up.
+        token_steps: Conversion of tokens to steps.
     """
 
     def __init__(
@@ -87,8 +130,10 @@ class Linear(Schedule):
         warmup_steps: int | None = None,
         warmup_fraction: float | None = None,
         final_factor: float = 0.0,
+        warmup_tokens: int | None = None,
+        token_steps: StepsOfTokens | None = None,
     ) -> None:
-        super().__init__(max_steps, warmup_steps, warmup_fraction)
+        super().__init__(max_steps, warmup_steps, warmup_fraction, warmup_tokens, token_steps)
         self.final_factor = final_factor
 
     @override
@@ -120,6 +165,9 @@ class WarmupStableDecay(Schedule):
         decay_steps: Steps of the decay at the end.
         decay_fraction: Decay as a fraction of max_steps.
         final_factor: Factor after the last step.
+        warmup_tokens: Tokens of warm-up.
+        decay_tokens: Tokens of the decay at the end.
+        token_steps: Conversion of tokens to steps.
     """
 
     def __init__(
@@ -130,8 +178,16 @@ class WarmupStableDecay(Schedule):
         decay_steps: int | None = None,
         decay_fraction: float | None = None,
         final_factor: float = 0.0,
+        warmup_tokens: int | None = None,
+        decay_tokens: int | None = None,
+        token_steps: StepsOfTokens | None = None,
     ) -> None:
-        super().__init__(max_steps, warmup_steps, warmup_fraction)
+        super().__init__(max_steps, warmup_steps, warmup_fraction, warmup_tokens, token_steps)
+        _check_one_length("decay", steps=decay_steps, fraction=decay_fraction, tokens=decay_tokens)
+        conversion = _of_tokens("decay", decay_tokens, token_steps)
+        if decay_tokens and conversion is not None:
+            before = conversion.tokens(max_steps) - decay_tokens
+            decay_steps = max_steps - conversion.steps(before) if before > 0 else max_steps
         self.decay_steps = _steps("decay", decay_steps, decay_fraction, max_steps)
         self.final_factor = final_factor
         if self.warmup_steps + self.decay_steps > max_steps:

@@ -90,7 +90,8 @@ def check_jobs(jobs: Sequence[Job], processes: int) -> None:
             if text in assembled:
                 settings = build_settings(config, processes)
                 settings.optimizer.build()
-                settings.schedule.build(max_steps=assembled[text].max_steps)
+                last = assembled[text].phases[-1].parts
+                settings.schedule.build(max_steps=last.max_steps - last.first_step, token_steps=last.token_steps)
             else:
                 assembled[text] = assemble_run(
                     config, ProcessInfo(0, 0, processes, processes), device_type(), job.composed

@@ -134,6 +134,20 @@ def test_augmentation_makes_another_run_and_null_is_the_earlier_default():
     assert identity_text({name: value for name, value in none.items() if name != "augmentation"}) == identity_text(none)
 
 
+def test_added_keys_with_their_defaults_are_those_of_earlier_runs():
+    register_resolvers()
+    with initialize_config_dir(str(conf_folder()), version_base="1.3"):
+        config = resolve_config(compose("train", ["experiment=pretrain_demo"]))
+    earlier = json.loads(json.dumps(config, default=str))
+    del earlier["extend_vocabulary"], earlier["trainer"]["batch_warmup_tokens"]
+    del earlier["task"]["masked_share"], earlier["task"]["random_share"]
+    del earlier["optimizer"]["adamw"]["weight_decay_times"]
+    del earlier["schedule"]["warmup_tokens"], earlier["schedule"]["decay_tokens"]
+    assert identity_text(earlier) == identity_text(config)
+    config["task"]["masked_share"] = 1.0
+    assert identity_text(earlier) != identity_text(config)
+
+
 def tiny_folder(folder, *added: str):
     """Writes a published BERT with 9 embeddings, and a tokenizer with as many ids plus the added ones."""
     config = transformers.BertConfig(

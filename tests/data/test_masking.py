@@ -7,7 +7,8 @@ from hypothesis import strategies as st
 from scipy.stats import chi2
 
 from framework.data import masking
-from framework.data.masking import MAX_LENGTH, MaskingFacts, mask_tokens, num_masked
+from framework.data.masking import MAX_LENGTH, MaskingFacts, Replacements, mask_tokens, num_masked
+from framework.errors import ConfigError
 from framework.random import mix
 
 MASK_ID = 4
@@ -346,3 +347,29 @@ def test_the_longest_sequence():
     ids = np.full(70_000, 15)
     with pytest.raises(ValueError, match=r"has 70000 tokens\. Masking supports at most 65536"):
         mask_tokens(ids, np.array([70_000]), ids > 0, mix(0, np.arange(1)), 0.3, facts())
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_shares_of_replacements(kind):
+    """The chosen tokens do not depend on the shares. 0 and 1 are exact; 0.5 and 0.25 are within 5 standard errors."""
+    input_ids, lengths, maskable, keys = random_batch(6, 60, 300)
+    results = {
+        shares: mask_tokens(input_ids, lengths, maskable, keys, 0.3, facts(), kind, Replacements(*shares))
+        for shares in ((1.0, 0.0), (0.0, 1.0), (0.0, 0.0), (0.5, 0.25))
+    }
+    positions = results[1.0, 0.0][0]
+    assert all((each[0] == positions).all() for each in results.values())
+    assert (results[1.0, 0.0][2][positions] == MASK_ID).all()
+    assert (results[0.0, 1.0][2][positions] >= 10).all()
+    assert (results[0.0, 1.0][2][positions] != input_ids[positions]).mean() > 0.9
+    assert (results[0.0, 0.0][2] == input_ids).all()
+    mixed = results[0.5, 0.25][2][positions]
+    error = 5 * np.sqrt(0.25 * 10 / len(positions))  # spans of at most 10 words share a draw
+    assert abs((mixed == MASK_ID).mean() - 0.5) < error
+    assert abs((mixed == input_ids[positions]).mean() - 0.25 - 0.25 / 40) < error
+
+
+@pytest.mark.parametrize("shares", [(0.9, 0.2), (-0.1, 0.1), (0.5, -0.1)])
+def test_impossible_shares_are_named(shares):
+    with pytest.raises(ConfigError, match="must not exceed 1 together"):
+        Replacements(*shares)

@@ -92,10 +92,13 @@ def test_dropout_works_at_every_site_and_differs_by_layer() -> None:
     plain = dataclasses.replace(BERT, hidden_dropout=0.0, embedding_dropout=0.0)
     without = build(plain)(batch, keys)
     assert torch.equal(without, build(plain)(batch))
-    for name in ("hidden_dropout", "embedding_dropout"):
+    for name in ("hidden_dropout", "embedding_dropout", "feed_forward_dropout"):
         model = build(dataclasses.replace(plain, **{name: 0.5}))
         assert not torch.allclose(model(batch, keys), without)
         assert torch.equal(model(batch, keys), model(batch, keys))
+    after_attention = build(dataclasses.replace(plain, hidden_dropout=0.5, feed_forward_dropout=0.0))
+    assert {layer.attention_output_dropout.prob for layer in after_attention.layers} == {0.5}
+    assert {layer.feed_forward_output_dropout.prob for layer in after_attention.layers} == {0.0}
     seen: list[Tensor] = []
     model = build(BERT)
     for layer in model.layers:

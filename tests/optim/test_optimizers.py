@@ -8,7 +8,7 @@ from torch.optim._muon import _zeropower_via_newtonschulz
 from framework.errors import ConfigError
 from framework.optim.combined import CombinedOptimizer
 from framework.optim.muon import join_rows, learning_rate_factor, orthogonalize, split_rows
-from framework.optim.parameter_groups import AdamW, Muon
+from framework.optim.parameter_groups import AdamW, Lamb, Muon, StableAdamW
 
 Parameters = dict[str, nn.Parameter]
 
@@ -138,6 +138,20 @@ def test_rates_follow_the_factor() -> None:
     assert {(group["algorithm"], group["lr"]) for group in optimizer.param_groups} == {("adamw", 0.01), ("muon", 0.02)}
 
 
+def test_decay_follows_the_rate_or_only_the_schedule() -> None:
+    """With gradients of zero a step multiplies weights by 1 - decay: 0.1 times the rate, or times the schedule."""
+    for lr in (1e-2, 1e-3):
+        for times, decay in (("rate", 0.1 * lr * 0.5), ("schedule", 0.1 * 0.5)):
+            for settings in (AdamW, StableAdamW):
+                weight = nn.Parameter(torch.full((3, 2), 2.0))
+                adam = settings(lr=lr, weight_decay=0.1, weight_decay_times=times)
+                optimizer = adam.build([("layers.0.weight", weight)], {}, torch.float32)
+                optimizer.set_learning_rates(0.5)
+                weight.grad = torch.zeros_like(weight)
+                optimizer.step()
+                torch.testing.assert_close(weight.detach(), torch.full((3, 2), 2.0 * (1 - decay)))
+
+
 def test_parameters_without_gradient_do_not_change() -> None:
     parameters = make_parameters()
     parameters["head.dense.weight"].requires_grad_(False)
@@ -169,6 +183,9 @@ def test_state_has_names_from_the_start() -> None:
         (lambda: AdamW(lr=0.1, betas=(0.9, 1.0)), "optimizer.betas"),
         (lambda: Muon(adamw=AdamW(lr=0.1), lr=0.1, momentum=1.0), "optimizer.momentum is 1.0"),
         (lambda: Muon(adamw=AdamW(lr=0.1), lr=0.1, learning_rate_rule="none"), "learning_rate_rule is .none."),
+        (lambda: AdamW(lr=0.0, weight_decay_times="schedule"), r"weight_decay_times is schedule, optimizer.lr is 0.0"),
+        (lambda: AdamW(lr=1e-3, weight_decay=1.0, weight_decay_times="schedule"), "optimizer.weight_decay is 1.0"),
+        (lambda: Lamb(lr=1e-3, weight_decay_times="schedule"), "LAMB adds the decay to the update"),
     ],
 )
 def test_bad_settings_are_named(build: object, message: str) -> None:

@@ -52,6 +52,35 @@ def steps_until(num_sequences: int, global_batch_size: int, warmup: BatchWarmup 
     )
 
 
+@dataclass(frozen=True, slots=True)
+class TokenSteps:
+    """Converts between steps and tokens of a run, by the mean length of its training sequences.
+
+    Attributes:
+        mean_length: Mean number of tokens of a sequence.
+        global_batch_size: Sequences of a step of full size.
+        batch_warmup: Growth of the batch; None: no growth.
+    """
+
+    mean_length: float
+    global_batch_size: int
+    batch_warmup: BatchWarmup | None = None
+
+    def steps(self, tokens: float) -> int:
+        """Returns the fewest steps, at least 1, with about this many tokens."""
+        sequences = max(1, round(tokens / self.mean_length))
+        return steps_until(sequences, self.global_batch_size, self.batch_warmup)
+
+    def tokens(self, steps: int) -> float:
+        """Returns the mean number of tokens of the first steps of a run."""
+        return sequences_before(steps, self.global_batch_size, self.batch_warmup) * self.mean_length
+
+
+def growth_steps(tokens: int, mean_length: float, start: int, global_batch_size: int) -> int:
+    """Returns the steps, at least 1, of a growth of the batch from `start` sequences that lasts about `tokens`."""
+    return max(1, round(2 * tokens / (mean_length * (start + global_batch_size))))
+
+
 def sequences_of(tokens: int, mean_length: float) -> int:
     """Returns the number of sequences, at least 1, that have about this many tokens together."""
     return max(1, round(tokens / mean_length))

@@ -14,7 +14,7 @@ import numpy as np
 from framework import ragged
 from framework.batch import PackedBatch
 from framework.data.facts import SplitFacts
-from framework.data.masking import Masking, MaskingFacts, mask_tokens
+from framework.data.masking import BERT_REPLACEMENTS, Masking, MaskingFacts, Replacements, mask_tokens
 from framework.data.planning.collate import Shape, Target, pack_sequences
 from framework.data.planning.mixture import Mixture
 from framework.data.planning.order import Shuffle
@@ -72,6 +72,7 @@ class PretrainingSource:
         mask_rate: Mask rate by step.
         masking: Unit of masking: tokens, words or spans.
         seed: Seed of the run. None for evaluation, where neither seed nor epoch changes pairs and masks.
+        replacements: Shares of mask tokens and random words among the chosen tokens.
     """
 
     def __init__(
@@ -84,6 +85,7 @@ class PretrainingSource:
         mask_rate: MaskRate,
         masking: Masking,
         seed: int | None,
+        replacements: Replacements = BERT_REPLACEMENTS,
     ) -> None:
         self.chunks = chunks
         self.shuffle = shuffle
@@ -95,7 +97,7 @@ class PretrainingSource:
         self._facts = MaskingFacts.of(tokenizer)
         self._cls_id, self._sep_id = tokenizer.cls_id, tokenizer.sep_id
         self._num_separators = tokenizer.pair_separators if chunks.pairs else 1
-        self._masking = masking
+        self._masking, self._replacements = masking, replacements
         self._is_evaluation = seed is None
         self._pairs_key, self._masks_key = _draw_keys(EVALUATION_SEED if seed is None else seed)
 
@@ -170,7 +172,7 @@ class PretrainingSource:
         maskable = is_text & ~self._facts.is_special[input_ids]
         keys = mix(mix(self._masks_key, epochs), indices)
         positions, labels, hidden_ids = mask_tokens(
-            input_ids, lengths, maskable, keys, self.mask_rate.at(step), self._facts, self._masking
+            input_ids, lengths, maskable, keys, self.mask_rate.at(step), self._facts, self._masking, self._replacements
         )
         targets = {"mlm_positions": Target(positions, "targets", filler=0), "mlm_labels": Target(labels, "targets")}
         counts = {"mlm": float(len(positions)), "z": float(len(positions))}

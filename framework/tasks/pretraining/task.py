@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from framework.batch import IGNORE_INDEX, PackedBatch
-from framework.data.masking import Masking
+from framework.data.masking import Masking, Replacements
 from framework.data.planning.mixture import Mixture
 from framework.data.planning.plan import SequenceSource
 from framework.data.reading.rows import Row
@@ -42,14 +42,16 @@ class PretrainingTask(Task):
         mask_rate_end: Final mask rate in training, reached linearly; None keeps the rate constant.
         mask_rate_steps: Optimizer steps until `mask_rate_end` is reached; required with it.
         masking: Unit of masking: tokens, whole words, or spans of words (`framework.data.masking`).
+        masked_share: Share of the chosen tokens that becomes the mask token.
+        random_share: Share of the chosen tokens that becomes a random word; the others stay.
         nsp_weight: Weight of the next-sentence term of the loss; the word term has weight 1.
         z_loss: Weight of a term that prevents the words' logits from drifting in training
             (`framework.nn.cross_entropy.cross_entropy_and_z_sum`); 0 disables it.
         top_k: Number of words predicted for each blank.
 
     Raises:
-        ConfigError: `top_k` is below 1, a rate is outside (0, 1], a weight is negative, or `mask_rate_end` is given
-            without `mask_rate_steps`.
+        ConfigError: `top_k` is below 1, a rate is outside (0, 1], the shares exceed 1, a weight is negative, or
+            `mask_rate_end` is given without `mask_rate_steps`.
     """
 
     best_metric = "loss"
@@ -71,6 +73,8 @@ class PretrainingTask(Task):
         mask_rate_end: float | None = None,
         mask_rate_steps: int | None = None,
         masking: Masking = "token",
+        masked_share: float = 0.8,
+        random_share: float = 0.1,
         nsp_weight: float = 1.0,
         z_loss: float = 0.0,
         top_k: int = 5,
@@ -97,6 +101,7 @@ class PretrainingTask(Task):
         )
         self.eval_mask_rate = MaskRate(eval_mask_rate, eval_mask_rate)
         self.masking: Masking = masking
+        self.replacements = Replacements(masked_share, random_share)
         self._validation_weights = {"mlm": 1.0, "nsp": nsp_weight} if nsp else {"mlm": 1.0}
         self.loss_weights = self._validation_weights | ({"z": z_loss} if z_loss else {})
 
@@ -128,6 +133,7 @@ class PretrainingTask(Task):
                 self.mask_rate if training else self.eval_mask_rate,
                 self.masking,
                 seed if training else None,
+                self.replacements,
             )
         return sources
 
