@@ -206,8 +206,9 @@ def build_tokenizer(
             "(AutoTokenizer.from_pretrained(FOLDER).save_pretrained(FOLDER))."
         )
     tokenizer = Tokenizer.from_folder(folder)
-    is_fixed = weights is not None and own is not None and not extends_vocabulary
-    if is_fixed and not tokenizer.same_ids(Tokenizer.from_folder(own)):
+    if weights is None or own is None or extends_vocabulary:
+        return tokenizer
+    if not tokenizer.same_ids(Tokenizer.from_folder(own)):
         raise ConfigError(
             f"tokenizer.path={folder} has other ids than the tokenizer of init_from={weights.source}. Weights work "
             "only with the ids that they were trained with. Use tokenizer=from_weights. To continue pre-training, "
