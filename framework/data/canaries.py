@@ -187,7 +187,7 @@ def read_canaries(meta: Mapping[str, Any], store: str) -> list[Canary]:
         ) from error
 
 
-def in_copies(canaries: Sequence[Canary]) -> Iterator[int]:
-    """Yields the index of the canary of each copy; the copies of a canary are apart from each other."""
+def in_copies(canaries: Sequence[Canary]) -> Iterator[tuple[int, int]]:
+    """Yields the index of the canary and the number of the copy, for each copy; those of a canary are apart."""
     for copy in range(max((canary.repeats for canary in canaries), default=0)):
-        yield from (index for index, canary in enumerate(canaries) if canary.repeats > copy)
+        yield from ((index, copy) for index, canary in enumerate(canaries) if canary.repeats > copy)

@@ -135,8 +135,8 @@ class TableData(SplitFiles):
             return []
         canaries, chosen = draw_canaries(settings, tokenizer), draw_labels(settings, labels)
         return [
-            LabelledText(f"canary {index + 1}", canaries[index].text, None, chosen[index])
-            for index in in_copies(canaries)
+            LabelledText(f"canary {index + 1}, copy {copy + 1}", canaries[index].text, None, chosen[index])
+            for index, copy in in_copies(canaries)
         ]
 
     @property

@@ -129,7 +129,7 @@ def write_tokens(
 
 
 def _write_canaries(canaries: Sequence[Canary], tokenizer: Tokenizer, writer: StoreWriter, totals: Totals) -> None:
-    texts = [canaries[index].text for index in in_copies(canaries)]
+    texts = [canaries[index].text for index, _ in in_copies(canaries)]
     encoded = DocumentEncoder(tokenizer.folder)(texts)
     hashes = np.array([text_hash(text) for text in texts], dtype=np.uint64)
     writer.add(encoded.input_ids, encoded.sentence_lengths, encoded.document_sentences, hashes)

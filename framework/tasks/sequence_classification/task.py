@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from framework.batch import PackedBatch
 from framework.data.examples.table import LabelledText, TableData
-from framework.data.facts import range_of, with_facts
+from framework.data.facts import SplitFacts, range_of, with_facts
 from framework.data.flat_source import FlatSource
 from framework.data.planning.order import BalancedShuffle
 from framework.data.planning.plan import SequenceSource
@@ -152,7 +152,7 @@ class SequenceClassificationTask(Task):
             if answers.has_several:
                 read = replace(read, notes={"rows without a label": f"{sum(not row.label for row in rows):,}"})
             if canaries and split == "train":
-                read = replace(read, rows=len(rows), notes={**read.notes, "rows of canaries": f"{len(canaries):,}"})
+                read = _with_canaries(read, canaries)
             sources[split] = with_facts(source, read, labels, self.labels)
         return sources
 
@@ -299,3 +299,10 @@ class SequenceClassificationTask(Task):
         if not source.records:
             return default_examination(results, results.decoded)
         return self.problem.examine(source.records, results)
+
+
+def _with_canaries(facts: SplitFacts, canaries: Sequence[LabelledText]) -> SplitFacts:
+    """Adds the rows of canaries to the facts of the training split; the copies of a canary are one privacy unit."""
+    units = {row.location: row.location.partition(",")[0] for row in canaries} if facts.units else {}
+    notes = {**facts.notes, "rows of canaries": f"{len(canaries):,}"}
+    return replace(facts, rows=facts.rows + len(canaries), notes=notes, units={**facts.units, **units})

@@ -36,10 +36,10 @@ def rows(tmp_path) -> str:
 def test_rows_of_canaries_are_training_rows_with_random_words_and_labels(rows, tokenizer):
     data = TableData(rows, validation_fraction=0.2, canaries=10, canary_repeats=[1, 3])
     drawn = data.canary_rows(tokenizer, ("no", "yes"))
-    copies = Counter((row.location, row.text, row.label) for row in drawn)
+    copies = Counter((row.text, row.label) for row in drawn)
     assert sorted(copies.values()) == [1] * 5 + [3] * 5
-    assert {label for _, _, label in copies} == {"no", "yes"}
-    assert {word for _, text, _ in copies for word in text.split()} <= set(canary_words(tokenizer))
+    assert {label for _, label in copies} == {"no", "yes"}
+    assert {word for text, _ in copies for word in text.split()} <= set(canary_words(tokenizer))
     assert drawn == data.canary_rows(tokenizer, ("no", "yes"))
     other = TableData(rows, canaries=10, canary_repeats=[1, 3], split_seed=1).canary_rows(tokenizer, ("no", "yes"))
     assert not {row.text for row in other} & {row.text for row in drawn}
@@ -76,6 +76,13 @@ def test_problems_without_one_label_and_pictures_are_refused(rows, tokenizer):
         SequenceClassificationTask(max_length=16, problem="multi_label").build_sources(data, tokenizer, seed=0)
     with pytest.raises(ConfigError, match="Canaries are texts without a picture"):
         PictureTable(str(Path(rows)), canaries=20)
+
+
+def test_copies_of_a_canary_are_one_privacy_unit(rows, tokenizer):
+    data = TableData(rows, canaries=10, canary_repeats=[1, 3]).with_units("label")
+    facts = SequenceClassificationTask(max_length=16).build_sources(data, tokenizer, seed=0)["train"].facts
+    assert len(facts.units) == facts.rows == len(WORDS) + 20
+    assert Counter(Counter(list(facts.units.values())[len(WORDS) :]).values()) == {1: 5, 3: 5}
 
 
 def test_a_config_without_canaries_is_that_of_earlier_versions():
