@@ -132,7 +132,7 @@ def build_parts(settings: TrainConfig, world_size: int, first_step: int = 0) -> 
     check_vocabulary(tokenizer, config, weights)
     shape = settings.strategy.shape(world_size)
     check_tensor_parallel(config, shape.tensor)
-    check_relative_bias(config, settings, shape.tensor)
+    check_relative_bias(config, settings.strategy.compile, shape.tensor)
     check_task_is_split(task, shape.tensor)
     augmentation = build_augmentation(settings.augmentation, task)
     data = reading_units(build_data_component(task, settings.data), settings.privacy)

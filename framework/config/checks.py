@@ -246,15 +246,19 @@ def check_tensor_parallel(config: EncoderConfig, size: int) -> None:
             )
 
 
-def check_relative_bias(config: EncoderConfig, settings: TrainConfig, tensor_size: int) -> None:
+def check_relative_bias(config: EncoderConfig, backend: str, tensor_size: int) -> None:
     """Checks that a model with a relative bias runs uncompiled and is not split over tensor-parallel ranks.
+
+    Args:
+        config: Encoder configuration.
+        backend: `strategy.compile`.
+        tensor_size: Ranks that share matrix products.
 
     Raises:
         ConfigError: The strategy compiles layers or splits them.
     """
     if config.relative_bias == "none":
         return
-    backend = settings.strategy.compile
     if tensor_size > 1 or backend not in ("none", "auto"):
         raise ConfigError(
             f"model.relative_bias is {config.relative_bias!r}, but `strategy.compile` is {backend} and tensor-parallel "

@@ -135,7 +135,8 @@ def _publish(
     """Converts the model to a class of the encoder's family, or to one that wraps the encoder."""
     family = FAMILIES[config.family]
     published_class = family.export_class(config, head_kind, heads.keys(), _pooling(task_record))
-    own = own_class(head_kind, config.hidden_size, heads) if published_class.kind is None else None
+    is_free = published_class.kind is None and family.has_class
+    own = own_class(head_kind, config.hidden_size, heads) if is_free else None
     if own is not None:
         published_class = PublishedClass(BASE_SUFFIX)
     published_config = family.write_config(config)

@@ -99,6 +99,7 @@ class Family:
         ignored: Published tensors that hold no information of their own.
         special_tokens: Keys of config.json for special token ids other than padding, each with its token.
         older_rules: Returns rules for the names of older folders, which are only read. Published names lack the prefix.
+        has_class: False if transformers has no class for the family, so that no class of Cloze can wrap one.
         older_prefixes: Prefixes of the base model's tensors in older folders.
         pooler_activation: Activation between the dense layer of a pooled vector and the classifier.
         transform_activation: Activation of the transform before the decoder over the vocabulary; None: that of the
@@ -122,6 +123,7 @@ class Family:
     ignored: frozenset[str]
     special_tokens: Mapping[str, Literal["cls", "sep"]]
     older_rules: Callable[[EncoderConfig], list[Rule]] = lambda _config: []
+    has_class: bool = True
     older_prefixes: tuple[str, ...] = ()
     pooler_activation: str = "tanh"
     transform_activation: str | None = None

@@ -125,4 +125,5 @@ NEOBERT = Family(
     tied=frozenset(),
     ignored=frozenset({"freqs_cis"}),
     special_tokens={},
+    has_class=False,
 )

@@ -10,7 +10,12 @@ import transformers
 from hydra import compose, initialize_config_dir
 
 from framework.config.build import build_settings
-from framework.config.checks import check_tensor_parallel, check_vocabulary, obstacle_to_graphs
+from framework.config.checks import (
+    check_relative_bias,
+    check_tensor_parallel,
+    check_vocabulary,
+    obstacle_to_graphs,
+)
 from framework.config.command import resolve_config
 from framework.config.identity import identity_text
 from framework.config.resolvers import conf_folder, register_resolvers
@@ -54,6 +59,16 @@ def test_every_rank_gets_some_words_and_channels(name: str):
         match=f"model.{name}=9 cannot be split over 4 ranks. With parts of 3, the last rank would get nothing",
     ):
         check_tensor_parallel(replace(CONFIG, **{name: 9}), 4)
+
+
+def test_a_relative_bias_needs_uncompiled_layers_and_all_heads():
+    biased = replace(CONFIG, relative_bias="bucketed")
+    check_relative_bias(CONFIG, "inductor", 2)
+    for backend in ("none", "auto"):
+        check_relative_bias(biased, backend, 1)
+    for backend, size in (("inductor", 1), ("none", 2)):
+        with pytest.raises(ConfigError, match=f"'bucketed', but `strategy.compile` is {backend} and .* {size} ranks"):
+            check_relative_bias(biased, backend, size)
 
 
 def test_probes_are_a_free_key_that_is_checked():

@@ -119,6 +119,20 @@ def test_scores_and_hidden_states_and_the_way_back(folder):
     assert peers.same(load_pretrained(str(export)), weights)
 
 
+def test_another_pooling_is_exported_beside_the_encoder(folder):
+    weights = load_pretrained(str(folder))
+    model = TaskModel(peers.encoder_of(weights), build_sequence_classification_head(weights.config, 2, "mean"))
+    (folder / "tokenizer").mkdir()
+    tokenizer = make_tokenizer(folder / "tokenizer", 0)
+    record = {"pooling": "mean", "labels": ["bad", "good"]}
+    export = folder / "export"
+    export_huggingface(export, weights.config, model.state_dict(), "sequence_classification", tokenizer, record)
+    assert not (export / "modeling_cloze.py").exists()
+    again = load_pretrained(str(export))
+    assert again.head_kind == "sequence_classification"
+    assert torch.equal(again.heads["classifier.weight"], model.head.classifier.weight)
+
+
 def test_a_width_that_the_class_lacks(folder):
     weights = load_pretrained(str(folder))
     state = {f"encoder.{name}": tensor for name, tensor in weights.encoder.items()}

@@ -52,6 +52,16 @@ FAMILIES = {
 }
 
 
+RMS = {"family": "eurobert", "position_encoding": "rotary", "norm_placement": "pre", "input_norm": "first_layer"}
+RMS |= {"norm": "rms", "norm_bias": False, "bias": False, "gated": True, "type_vocab_size": 0}
+OTHERS = {
+    "eurobert": RMS,
+    "electra": {"family": "electra", "embedding_size": 16},
+    "mpnet": {"family": "mpnet", "relative_bias": "bucketed"},
+    "deberta-v2": {"family": "deberta-v2", "relative_bias": "disentangled"},
+}
+
+
 def build_model(family: str, head: str) -> TaskModel:
     config = EncoderConfig(
         vocab_size=VOCAB,
@@ -60,7 +70,7 @@ def build_model(family: str, head: str) -> TaskModel:
         num_heads=4,
         intermediate_size=40,
         max_position_embeddings=32,
-        **FAMILIES[family],
+        **(FAMILIES | OTHERS)[family],
     )
     encoder = TransformerEncoder(config)
     built = (
@@ -155,6 +165,20 @@ def test_norms_equal_a_loop_over_single_sequences(family, head, trained):
     expected = norms_by_loop(model, numbers, head)
     for is_padded in (False, True):
         torch.testing.assert_close(norms_by_tape(model, pack(numbers, is_padded), head), expected, rtol=1e-5, atol=1e-7)
+
+
+@pytest.mark.parametrize("family", ["eurobert", "electra"])
+def test_norms_with_rms_norms_or_projected_embeddings(family):
+    model, numbers = build_model(family, "classifier"), [2, 0, 4]
+    expected = norms_by_loop(model, numbers, "classifier")
+    ours = norms_by_tape(model, pack(numbers, is_padded=False), "classifier")
+    torch.testing.assert_close(ours, expected, rtol=1e-5, atol=1e-7)
+
+
+@pytest.mark.parametrize("family", ["mpnet", "deberta-v2"])
+def test_a_relative_bias_is_refused(family):
+    with pytest.raises(ConfigError, match=r"`encoder\.relative_bias\.table` is trained, but \w+Bias has no rule"):
+        Tape(build_model(family, "classifier"), CLASSIFIER_ROWS)
 
 
 def test_both_ways_of_a_linear_layer_equal_the_gradient_itself():
