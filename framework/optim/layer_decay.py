@@ -2,7 +2,8 @@
 
 The exponents follow the released code of BEiT (Bao et al. 2022, arXiv:2106.08254). Of n layers, the last has the base
 rate times the decay, the first has the base rate times decay ** n, and the embeddings have it times decay ** (n + 1).
-The head and a final norm keep the base rate. A decoder tied to the word embeddings has their rate.
+A relative bias, which all layers share, has the rate of the embeddings. The head and a final norm keep the base rate. A
+decoder tied to the word embeddings has their rate.
 """
 
 import re
@@ -11,7 +12,7 @@ from collections.abc import Collection
 from framework.errors import ConfigError
 
 _LAYER = re.compile(r"encoder\.layers\.(\d+)\.")
-_EMBEDDINGS = "encoder.embeddings."
+_EMBEDDINGS = ("encoder.embeddings.", "encoder.relative_bias.")
 
 
 def layer_factors(names: Collection[str], decay: float) -> dict[str, float]:

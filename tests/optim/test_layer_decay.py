@@ -76,6 +76,11 @@ def test_a_decay_outside_its_range_is_named(value: float) -> None:
         AdamW(lr=0.1, layer_decay=value)
 
 
+def test_a_relative_bias_has_the_rate_of_the_embeddings() -> None:
+    names = ["encoder.embeddings.norm.weight", "encoder.relative_bias.table", "encoder.layers.0.feed_forward.up.weight"]
+    assert list(layer_factors(names, 0.5).values()) == [0.25, 0.25, 0.5]
+
+
 def test_a_model_without_layers_is_rejected() -> None:
     with pytest.raises(
         ConfigError, match=r"optimizer.layer_decay is 0.5, but the model has no parameters called encoder.layers.N"
