@@ -13,6 +13,7 @@ from typing import Any
 
 from framework.audits.intervals import Interval
 from framework.config.trained import Trained
+from framework.data.personal_data.masking import TextMasking
 from framework.data.planning.plan import SequenceSource
 from framework.modules.inference import Inference
 
@@ -99,6 +100,12 @@ class Subject:
         self.seed = seed
         self._read_split = read_split
         self._read_training = read_training
+
+    @cached_property
+    def masking(self) -> TextMasking | None:
+        """Masking of personal data in the training of the model; None: it had none."""
+        layout = self.trained.file_layout
+        return None if layout is None else layout.with_masks(self.tokenizer).masking
 
     @cached_property
     def source(self) -> SequenceSource:

@@ -1,6 +1,6 @@
 """Contrast sets: texts with minimal edits that change their label (Gardner et al. 2020, arXiv:2004.02709)."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -72,8 +72,9 @@ class Contrast(RowAudit):
         """
         known = check_single_labels(subject, _NAME)
         self._field = check_one_text(subject, _NAME)
-        original = self._read(self._original, self._columns)
-        edited = self._read(self._edited, self._edited_columns)
+        mask = str if subject.masking is None else subject.masking.text
+        original = self._read(self._original, self._columns, mask)
+        edited = self._read(self._edited, self._edited_columns, mask)
         if len(original) != len(edited):
             raise DataError(
                 f"{self._original} has {len(original):,} rows and {self._edited} has {len(edited):,}. Row i of one "
@@ -84,9 +85,9 @@ class Contrast(RowAudit):
         own = [[_Labelled(each.text, mapped[each.label]) for each in side] for side in (original, edited)]
         self._pairs = list(zip(*own, strict=True))
 
-    def _read(self, path: Path, columns: tuple[str, str]) -> list[_Labelled]:
+    def _read(self, path: Path, columns: tuple[str, str], mask: Callable[[str], str]) -> list[_Labelled]:
         return [
-            _Labelled(row.values[columns[0]], row.values[columns[1]])
+            _Labelled(mask(row.values[columns[0]]), row.values[columns[1]])
             for row in read_rows(path, columns, table_format=self._format)
         ]
 

@@ -86,6 +86,8 @@ class Groups(ModelAudit):
             layout = subject.trained.file_layout
             texts = () if layout is None else tuple(layout.field_columns.values())
             columns = column_values(self._records, self._columns, getattr(layout, "format", None), texts)
+            if subject.masking is not None:  # results name the groups
+                columns = [[each and subject.masking.text(each) for each in values] for values in columns]
         self._notes: list[str] = []
         self._groupings = [
             build_grouping(name, values, self._min_rows) for name, values in zip(self._columns, columns, strict=True)

@@ -1,6 +1,5 @@
 """Reads the rows to predict, checks each for the task, and joins them with their predictions in input order."""
 
-import json
 import sys
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -60,7 +59,9 @@ class _AnsweredReading(Reading):
     def bad_row(self, error: DataError, num_rows: int = 1) -> None:
         """Raises the error, or records one bad row for each row that it affects."""
         super().bad_row(error, num_rows)
-        self.collected += [InputRow(None, {}, str(error))] * num_rows
+        self.collected += [
+            InputRow(None, {}, str(error) if self.conceal is None else self.conceal(str(error)))
+        ] * num_rows
 
     def in_order(self, rows: Iterator[Row]) -> Iterator[InputRow]:
         """Yields the rows of a reader and fills gaps in their numbers with the recorded bad rows."""
@@ -172,13 +173,14 @@ def read_input_rows(
             fields.
         DataError: The file cannot be used, a row is bad and `on_bad_row` is "error", or all rows are bad.
     """
+    layout = None if layout is None else layout.with_masks(tokenizer)
     choices = choose_fields(settings.columns or {}, fields or task.field_choices, layout)
     if settings.input is None:
         texts = [settings.text] if isinstance(settings.text, str) else list(settings.text or ())
         rows, source = _rows_of_texts(texts, choices), "text"
     else:
         rows, source = _read_file(settings, task, choices, layout), settings.input
-    return _checked_rows(_masked(rows, task, tokenizer, layout), task, tokenizer, source, settings.on_bad_row)
+    return _checked_rows(rows, task, tokenizer, source, settings.on_bad_row, layout)
 
 
 def read_python_rows(
@@ -201,14 +203,20 @@ def read_python_rows(
         ConfigError: Texts are given, but the task reads other fields than `text`.
         DataError: A row is bad and `on_bad_row` is "error", or all rows are bad.
     """
+    layout = None if layout is None else layout.with_masks(tokenizer)
     choices = choose_fields({}, task.field_choices, layout)
     if all(isinstance(each, str) for each in inputs):
         rows = _rows_of_texts([str(each) for each in inputs], choices)
     else:
         keys = next(iter(inputs), ())
         choice = next((choice for choice in choices if set(choice.values()) <= set(keys)), choices[0])
-        rows = _rows_of_mappings(inputs, choice, task, _AnsweredReading(on_bad_row))
-    return _checked_rows(_masked(rows, task, tokenizer, layout), task, tokenizer, "input", on_bad_row)
+        rows = _rows_of_mappings(inputs, choice, task, _AnsweredReading(on_bad_row, conceal=_conceal(layout)))
+    return _checked_rows(rows, task, tokenizer, "input", on_bad_row, layout)
+
+
+def _conceal(layout: SplitFiles | None) -> Callable[[str], str] | None:
+    """Returns the function that removes personal data from messages; `layout` has its masks, if it masks."""
+    return None if layout is None or layout.masking is None else layout.masking.message
 
 
 def _rows_of_mappings(
@@ -225,34 +233,35 @@ def _rows_of_mappings(
     return reading.collected
 
 
-def _masked(
-    rows: Sequence[InputRow], task: Task, tokenizer: Tokenizer, layout: SplitFiles | None
-) -> Sequence[InputRow]:
-    """Masks personal data as in training, unless predictions refer to spans of the texts."""
-    masking = None if layout is None or layout.has_spans else layout.with_masks(tokenizer).masking
-    if masking is None:
-        return rows
-
-    def masked(name: str, value: str) -> str:
+def _masked(each: InputRow, task: Task, data: SplitFiles) -> InputRow:
+    """Masks personal data as in training, in the row and in all values that the output copies."""
+    masking = data.masking
+    assert masking is not None
+    kept = {name: masking.value(value) for name, value in each.kept.items()}
+    if each.row is None:
+        return replace(each, kept=kept)
+    values = data.masked_values(each.row.values, task.list_fields)
+    for name, value in each.row.values.items():
+        # The output repeats the words and choices that were read.
         items = parse_list(value) if name in task.list_fields else None
-        if items is None:
-            return masking.text(value)
-        return json.dumps([masking.text(str(item)) for item in items], ensure_ascii=False)
-
-    return [
-        each
-        if each.row is None
-        else replace(
-            each, row=replace(each.row, values={name: masked(name, text) for name, text in each.row.values.items()})
-        )
-        for each in rows
-    ]
+        if items is not None:
+            kept |= {column: parse_list(values[name]) for column, cell in each.kept.items() if cell == items}
+        kept |= {column: values[name] for column, cell in each.kept.items() if cell == value}
+    return replace(each, row=replace(each.row, values=values), kept=kept)
 
 
 def _checked_rows(
-    rows: Sequence[InputRow], task: Task, tokenizer: Tokenizer, source: str, on_bad_row: Literal["error", "skip"]
+    rows: Sequence[InputRow],
+    task: Task,
+    tokenizer: Tokenizer,
+    source: str,
+    on_bad_row: Literal["error", "skip"],
+    layout: SplitFiles | None,
 ) -> list[InputRow]:
-    reading = Reading(on_bad_row)
+    """Masks and checks rows; `layout` has its masks."""
+    reading = Reading(on_bad_row, conceal=_conceal(layout))
+    if layout is not None and layout.masking is not None:
+        rows = [_masked(each, task, layout) for each in rows]
     checked = [_checked(each, task, tokenizer, source, reading) for each in rows]
     if all(each.row is None for each in checked):
         example = f"The first error is: {checked[0].error}" if checked else "Give a file with rows."
@@ -288,13 +297,13 @@ def _read_file(
                 "`keep_columns`."
             )
         columns = settings.conll.over(layout.conll if isinstance(layout, TaggedData) else None)
-        reading = _AnsweredReading(settings.on_bad_row)
+        reading = _AnsweredReading(settings.on_bad_row, conceal=_conceal(layout))
         return list(reading.in_order(read_conll_words(path, columns, reading)))
     readers: list[_Reader] = [partial(_table_rows, settings, path, task, choice) for choice in choices]
     if layout is not None and path.exists():
         table = TableFile(path, (), form, as_is=settings.keep_columns)
         readers.insert(0, partial(layout.rows_to_predict, table, settings.columns or {}))
-    attempts = (each for reader in readers if (each := _attempted(reader, settings.on_bad_row)) is not None)
+    attempts = (each for reader in readers if (each := _attempted(reader, settings.on_bad_row, layout)) is not None)
     first = next(attempts)
     # Prefer the first attempt that reads a row, else the first attempt, whose error names the usual columns.
     rows, fault = next((each for each in chain([first], attempts) if any(row.row for row in each[0])), first)
@@ -319,9 +328,11 @@ def _table_rows(
         yield replace(row, values={name: row.values[column] for name, column in choice.items()})
 
 
-def _attempted(reader: _Reader, on_bad_row: Literal["error", "skip"]) -> tuple[list[InputRow], DataError | None] | None:
+def _attempted(
+    reader: _Reader, on_bad_row: Literal["error", "skip"], layout: SplitFiles | None
+) -> tuple[list[InputRow], DataError | None] | None:
     """Returns the rows of a file and the error that ended reading; None if the reader does not support this file."""
-    reading = _AnsweredReading(on_bad_row)
+    reading = _AnsweredReading(on_bad_row, conceal=_conceal(layout))
     inputs: list[InputRow] = []
     try:
         rows = reader(reading)
@@ -340,9 +351,9 @@ def _checked(input_row: InputRow, task: Task, tokenizer: Tokenizer, source: str,
     try:
         task.check_row(input_row.row, tokenizer)
     except DataError as error:
-        named = DataError(f"{source}, {error}")
-        reading.bad_row(named)
-        return InputRow(None, input_row.kept, str(named))
+        named = f"{source}, {error}" if reading.conceal is None else reading.conceal(f"{source}, {error}")
+        reading.bad_row(DataError(named))
+        return InputRow(None, input_row.kept, named)
     return input_row
 
 

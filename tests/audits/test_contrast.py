@@ -9,7 +9,7 @@ from framework.errors import ConfigError, DataError
 
 
 def subject(labels: tuple[str, ...] = ("0", "1"), fields: tuple[str, ...] = ("text",)) -> SimpleNamespace:
-    return SimpleNamespace(task=SimpleNamespace(single_labels=labels, fields=fields))
+    return SimpleNamespace(masking=None, task=SimpleNamespace(single_labels=labels, fields=fields))
 
 
 def predicted(*labels: str) -> list[dict]:

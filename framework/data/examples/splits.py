@@ -6,6 +6,7 @@ their fractions, but not exact.
 """
 
 import copy
+import json
 import unicodedata
 from collections import Counter
 from collections.abc import Callable, Collection, Hashable, Iterable, Iterator, Mapping
@@ -13,6 +14,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, ClassVar, Generic, Literal, Protocol, Self, TypeVar, cast
 
+from framework.data.examples.answers import parse_list
 from framework.data.facts import SplitFacts
 from framework.data.personal_data.kinds import KINDS, REGIONS, Detection, check_kinds, check_names_are_used
 from framework.data.personal_data.masking import TextMasking
@@ -98,11 +100,13 @@ class FileRecords(Generic[R]):
         records: Records by the split of their file.
         readings: Handling of bad rows, and the rows skipped so far, by split.
         files: Path of the file by split.
+        found: Number of finds of personal data by split and kind, after the records were masked.
     """
 
     records: dict[str, list[R]]
     readings: dict[str, Reading]
     files: dict[str, Path]
+    found: dict[str, dict[str, int]] = field(default_factory=dict)
 
     def collect_labels(self, labels: Callable[[R], Iterable[str]], outside: Collection[str] = ()) -> set[str]:
         """Returns the labels of all files, so that a rare label need not occur in `train`.
@@ -152,12 +156,10 @@ class SplitFiles:
         personal_data_regions: Regions whose national phone numbers and identity numbers are found, as in `Detection`;
             empty: `framework.data.personal_data.kinds.REGIONS`.
         personal_data_names: File of names to find, one per line; None: no names.
-        has_spans: True if the records have spans, or predictions have spans of the texts.
         masking: Masking of the texts, which `with_masks` sets.
         unit_column: Column of the privacy unit of each row of `train`, which `with_units` sets.
     """
 
-    has_spans: ClassVar[bool] = False
     masking: ClassVar[TextMasking | None] = None
     unit_column: ClassVar[str | None] = None
 
@@ -225,18 +227,32 @@ class SplitFiles:
         object.__setattr__(data, name, value)
         return data
 
-    def _mask(self, read: FileRecords[Any]) -> dict[str, dict[str, int]]:
-        """Masks the records of each file, and returns the number of finds by split and kind."""
-        if self.personal_data is None:
-            return {}
+    def masked_values(self, values: Mapping[str, str], list_fields: Collection[str]) -> dict[str, str]:
+        """Returns the fields of a row to predict with masks, as in training.
+
+        Args:
+            values: Text of each field of the task.
+            list_fields: Fields that hold a list as JSON.
+        """
+        masking = self.masking
+        assert masking is not None, "with_masks must be called before texts are masked"
+        masked = {}
+        for name, value in values.items():
+            items = parse_list(value) if name in list_fields else None
+            texts = None if items is None else [masking.text(str(item)) for item in items]
+            masked[name] = masking.text(value) if texts is None else json.dumps(texts, ensure_ascii=False)
+        return masked
+
+    def mask(self, read: FileRecords[Any]) -> None:
+        """Masks the records of each file once. `split` calls it, unless the reader of a file needs masks earlier."""
+        if self.personal_data is None or read.found:
+            return
         masking = self.masking
         assert masking is not None, "with_masks must be called before texts are read"
-        counts = {}
         for split in read.records:
             masking.counts.clear()
             read.checked(split, lambda record: cast(MaskableRecord, record).masked(masking))
-            counts[split] = dict(sorted(masking.counts.items()))
-        return counts
+            read.found[split] = dict(sorted(masking.counts.items()))
 
     def read_files(
         self, read: Callable[[Path, Reading], Iterable[R]], on_bad_row: Literal["error", "skip"]
@@ -265,7 +281,8 @@ class SplitFiles:
             same = next((other for other in records if files[other] == file), None)
             if same is None:
                 column = self.unit_column if split == "train" else None
-                readings[split] = Reading(on_bad_row, max_remembered=None, unit_column=column)
+                conceal = None if self.masking is None else self.masking.message
+                readings[split] = Reading(on_bad_row, max_remembered=None, unit_column=column, conceal=conceal)
                 records[split] = list(read(file, readings[split]))
             else:  # evaluation of a new file, which is also given as `train`
                 readings[split] = replace(readings[same], skipped=list(readings[same].skipped))
@@ -282,7 +299,7 @@ class SplitFiles:
         Raises:
             DataError: A file has bad rows only, or a split would be empty.
         """
-        found = self._mask(read)
+        self.mask(read)
         for split, path in read.files.items():
             if not read.records[split] and read.readings[split].skipped:
                 raise DataError(f"{path} has no usable row. The first error: {read.readings[split].skipped[0]}")
@@ -315,7 +332,7 @@ class SplitFiles:
                 num_skipped=reading.num_skipped,
                 left_out={reason: number for reason, number in left_out.items() if number} if split == "train" else {},
                 warnings=warnings if split == "train" else (),
-                personal_data=found.get(split, {}),
+                personal_data=read.found.get(split, {}),
                 units=self._units(splits[split], read.readings[split].units) if split == "train" else {},
             )
         return ReadSplits(splits, facts, labels)

@@ -45,7 +45,18 @@ class LabelledText:
         return self.label
 
     def masked(self, masking: TextMasking) -> "LabelledText":
-        """Returns the row with masked texts."""
+        """Returns the row with masked texts.
+
+        Raises:
+            DataError: The label or the group is personal data. Metrics and reports name labels and groups.
+        """
+        labels = [self.label] if isinstance(self.label, str) else self.label if isinstance(self.label, tuple) else ()
+        for name, values in (("label", labels), ("group", [self.group] if self.group is not None else ())):
+            if any(masking.text(value) != value for value in values):
+                raise DataError(
+                    f"{self.location}: the {name} is personal data. Metrics and reports name each {name}. Replace it "
+                    "by a pseudonym, or choose another column."
+                )
         pair = None if self.pair is None else masking.text(self.pair)
         return replace(self, text=masking.text(self.text), pair=pair)
 
@@ -165,6 +176,7 @@ class TableData(SplitFiles):
         """
         answers = answers or one_label()
         read = self.read_files(lambda path, reading: self._read(path, answers, reading), self.on_bad_row)
+        self.mask(read)  # before labels are collected, which must not be personal data
         names = tuple(labels) if labels is not None else self._label_set(read, answers)
         if answers.has_labels:
             known = {*names, *answers.outside}

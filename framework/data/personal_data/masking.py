@@ -1,15 +1,19 @@
 """Masks the personal data of examples with labels; spans of an example move with its text."""
 
+import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from framework.data.personal_data.finder import Finder
 from framework.data.personal_data.kinds import Detection, Find
 from framework.data.personal_data.masks import masked, masks_of
 from framework.data.tokenization.tokenizer import Tokenizer
 
+HIDDEN = "[...]"
+"""Replacement of words of messages that may be a part of personal data."""
+_SUSPECT = re.compile(r"\S*(?:[@＠]|://)\S*|\S*(?:\d[\W_]?){5}\S*")
 _REMEMBERED = 64
 """Number of texts whose result is kept: several questions have the same context."""
 
@@ -74,6 +78,26 @@ class TextMasking:
     def text(self, text: str) -> str:
         """Returns a text with masks."""
         return self.mask(text).text
+
+    def value(self, value: Any) -> Any:
+        """Returns a JSON value with masks in its texts; a number that is personal data becomes a text."""
+        if isinstance(value, Mapping):
+            return {key: self.value(each) for key, each in value.items()}
+        if isinstance(value, list | tuple):
+            return [self.value(each) for each in value]
+        if value is None or isinstance(value, bool):
+            return value
+        masked = self.text(str(value))
+        return value if masked == str(value) else masked
+
+    def message(self, message: str) -> str:
+        """Returns a message about a row, as "LOCATION: TEXT", that shows no personal data of the row.
+
+        Messages quote the beginnings of texts, which may end within an address or a number. Therefore, words with an at
+        sign, a scheme or five digits are hidden, too.
+        """
+        location, colon, text = message.partition(": ")
+        return location + colon + _SUSPECT.sub(HIDDEN, self._remembered(text).text)
 
     def mask(self, text: str) -> MaskedText:
         """Returns a text with masks, from which spans can be moved; equal recent texts give the same object."""

@@ -43,6 +43,7 @@ class Reading:
         max_remembered: Largest number of messages kept; None keeps all.
         unit_column: Column of the privacy unit of each row, such as a user; None: units are not read.
         units: Unit of each row, by its file and location.
+        conceal: Removes personal data from the messages of bad rows; None: they may quote the rows.
     """
 
     on_bad_row: Literal["error", "skip"] = "error"
@@ -52,6 +53,7 @@ class Reading:
     max_remembered: int | None = 5
     unit_column: str | None = None
     units: dict[str, str] = field(default_factory=dict)
+    conceal: Callable[[str], str] | None = None
 
     def __post_init__(self) -> None:
         check_choice("on_bad_row", self.on_bad_row, ("error", "skip"))
@@ -69,11 +71,14 @@ class Reading:
 
     def bad_row(self, error: DataError, num_rows: int = 1) -> None:
         """Raises the error, or counts the rows that are lost because of it."""
+        shown = error if self.conceal is None else DataError(self.conceal(str(error)))
         if self.on_bad_row == "error":
+            if shown is not error:
+                raise shown from None
             raise error
         self.num_skipped += num_rows
         if self.max_remembered is None or len(self.skipped) < self.max_remembered:
-            self.skipped.append(str(error))
+            self.skipped.append(str(shown))
 
     def handling_bad_row(self) -> "_RowHandler":
         """Returns a context manager that reads one row and passes a DataError to `bad_row`."""

@@ -102,8 +102,6 @@ class QuestionData(SplitFiles):
         ConfigError: `invalid_answers` or a key of `columns` is unknown.
     """
 
-    has_spans = True
-
     columns: dict[str, str] | None = None
     answer_unit: AnswerUnit = "words"
     on_bad_row: OnBadRow = "error"

@@ -1,6 +1,6 @@
 """Reads, checks and splits texts with two marked entities and the relation between them."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
@@ -70,8 +70,6 @@ class RelationData(SplitFiles):
             sequence, or whose label is empty or outside the label set: "error", or "skip", which counts the row.
     """
 
-    has_spans = True
-
     text_column: str = "text"
     label_column: str = "label"
     labels: list[str] | None = None
@@ -130,6 +128,15 @@ class RelationData(SplitFiles):
     def field_columns(self) -> dict[str, str]:
         """Returns the column of the text."""
         return {"text": self.text_column}
+
+    def masked_values(self, values: Mapping[str, str], list_fields: Collection[str]) -> dict[str, str]:
+        """Returns the row with a masked text, in which the marks move as in training."""
+        assert self.masking is not None, "with_masks must be called before texts are masked"
+        try:
+            example = RelationExample("row", read_marked_text("row", values["text"]), None).masked(self.masking)
+        except DataError:  # the check of the row finds the fault again
+            return super().masked_values(values, list_fields)
+        return {**values, "text": example.text.marked}
 
     def rows_to_predict(self, table: TableFile, columns: Mapping[str, str], reading: Reading) -> Iterator[Row] | None:
         """Streams the rows of JSON and of SemEval's files."""

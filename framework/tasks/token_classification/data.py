@@ -1,16 +1,19 @@
 """Tagged sentences, validated, split (`splits`) and converted from the tag scheme of the files to BIO."""
 
-from collections.abc import Container, Iterator, Sequence
+import json
+from collections.abc import Collection, Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Literal
 
+from framework.data.examples.answers import parse_list
 from framework.data.examples.splits import FileRecords, ReadSplits, SplitFiles
 from framework.data.reading.files import Reading
 from framework.data.reading.table_format import TableFile, TableFormat
 from framework.data.reading.table_kind import json_kind
 from framework.errors import ConfigError, DataError
+from framework.tasks.token_classification.masked_words import mask_words
 from framework.tasks.token_classification.tag_schemes import Scheme, bio_tags, detect_scheme, first_violation, is_tag
 from framework.tasks.token_classification.tagged_json import read_tagged_json
 from framework.tasks.token_classification.tagged_rows import ConllFormat, TaggedSentence, read_conll
@@ -29,8 +32,6 @@ class TaggedData(SplitFiles):
         labels: Entity types. None: the types in the files, sorted. A sentence with another type is a bad row.
         conll: Layout of CoNLL files, and the encoding of all files. None: the defaults of ConllFormat.
     """
-
-    has_spans = True
 
     scheme: Literal["auto", "iob1", "bio", "bioes"] = "auto"
     invalid_tags: Literal["error", "repair"] = "error"
@@ -73,6 +74,14 @@ class TaggedData(SplitFiles):
         tagged = self.split(read, names)
         facts = {split: replace(each, repaired=repaired.get(split, 0)) for split, each in tagged.facts.items()}
         return replace(tagged, facts=facts)
+
+    def masked_values(self, values: Mapping[str, str], list_fields: Collection[str]) -> dict[str, str]:
+        """Returns the row with masks; of a list of words, all words of a find become one word, as in training."""
+        masked = super().masked_values(values, list_fields)
+        words = parse_list(values.get("tokens", ""))
+        if self.masking is None or not words or not all(isinstance(word, str) and word.strip() for word in words):
+            return masked
+        return {**masked, "tokens": json.dumps(mask_words(words, ["O"] * len(words), self.masking, None)[0])}
 
     def _read(self, path: Path, units: Units, reading: Reading) -> Iterator[TaggedSentence]:
         layout = self.conll or ConllFormat()

@@ -5,8 +5,10 @@ from dataclasses import replace
 
 import pytest
 
+from framework.config.command_schema import PredictConfig
 from framework.config.evaluation_data import portable_data
-from framework.config.input_rows import read_python_rows
+from framework.config.input_rows import read_input_rows, read_python_rows
+from framework.config.shared_schema import PrecisionConfig
 from framework.data.examples.table import TableData
 from framework.data.personal_data.kinds import Detection, Find
 from framework.data.personal_data.masking import MaskedText, TextMasking
@@ -20,9 +22,11 @@ from framework.tasks.multiple_choice.task import MultipleChoiceTask
 from framework.tasks.question_answering.data import QuestionData
 from framework.tasks.question_answering.task import QuestionAnsweringTask
 from framework.tasks.relation_extraction.data import RelationData
+from framework.tasks.relation_extraction.task import RelationExtractionTask
 from framework.tasks.sequence_classification.task import SequenceClassificationTask
 from framework.tasks.token_classification.data import TaggedData
 from framework.tasks.token_classification.tag_schemes import first_violation
+from framework.tasks.token_classification.task import TokenClassificationTask
 from framework.tasks.translation.data import ParallelTextData
 
 pytest.importorskip("phonenumbers")
@@ -34,7 +38,7 @@ MASK = {"personal_data": "mask"}
 @pytest.fixture(scope="module")
 def tokenizer(tmp_path_factory) -> Tokenizer:
     training = WordPieceTraining(vocab_size=400)
-    words = "email phone card bank ip url id user name good bad write call or to is now who"
+    words = "email phone card bank ip url id user name good bad write call or to is now who @ #"
     return training.train(WordCounts(training.count([words] * 9)), tmp_path_factory.mktemp("vocabulary"))
 
 
@@ -200,20 +204,61 @@ def test_entities_of_a_text_move_with_it(tmp_path, tokenizer, units):
         assert "".join(sentence.words) == "writetoemailorcallphonenow" and sentence.text is None
 
 
-def test_predictions_of_texts_are_masked_as_in_training(tmp_path, tokenizer):
-    path = write_json(tmp_path / "rows.jsonl", [{"text": "a@b.de", "label": 0}, {"text": "good", "label": 1}])
-    rows = read_python_rows(
-        ["write to a@b.de"], SequenceClassificationTask(), tokenizer, "error", TableData(path, **MASK)
-    )
-    assert [(each.row.values, each.kept) for each in rows] == [
-        ({"text": "write to email"}, {"text": "write to a@b.de"})
-    ]
+def test_predictions_are_masked_as_in_training_and_so_is_all_that_they_repeat(tmp_path, tokenizer):
+    def read(rows, task, data, on_bad_row="error"):
+        return read_python_rows(rows, task, tokenizer, on_bad_row, data)
+
+    (row,) = read([{"text": "write to a@b.de", "id": 7}], SequenceClassificationTask(), TableData("", **MASK))
+    assert (row.row.values, row.kept) == ({"text": "write to email"}, {"text": "write to email"})
     choice = {"question": "who", "choices": ["a@b.de", "good"]}
-    (row,) = read_python_rows([choice], MultipleChoiceTask(), tokenizer, "error", ChoiceData("", **MASK))
-    assert json.loads(row.row.values["choices"]) == ["email", "good"]
+    (row,) = read([choice], MultipleChoiceTask(), ChoiceData("", **MASK))
+    assert json.loads(row.row.values["choices"]) == row.kept["choices"] == ["email", "good"]
     question = {"question": "who", "context": "write to a@b.de"}
-    (row,) = read_python_rows([question], QuestionAnsweringTask(), tokenizer, "error", QuestionData("", **MASK))
-    assert row.row.values["context"] == "write to a@b.de"  # answers are spans of it
+    (row,) = read([question], QuestionAnsweringTask(), QuestionData("", **MASK))
+    assert row.row.values["context"] == row.kept["context"] == "write to email"
+    marked = {"text": f"call <e1>{PHONE.replace(' ', '</e1> ')} or <e2>bad</e2>"}
+    (row,) = read([marked], RelationExtractionTask(), RelationData("", **MASK))
+    assert row.row.values["text"] == row.kept["text"] == "call <e1>phone</e1> or <e2>bad</e2>"
+    words = {"tokens": ["call", *PHONE.split(), "or", MAIL]}
+    (row,) = read([words], TokenClassificationTask(), TaggedData("", **MASK))
+    assert json.loads(row.row.values["tokens"]) == row.kept["tokens"] == ["call", "phone", "or", "email"]
+
+
+def test_copied_columns_are_masked(tmp_path, tokenizer):
+    row = {"text": "good", "mail": "a@b.de", "phone": 14155552671, "list": ["a@b.de", {"x": "a@b.de"}], "n": 1.5}
+    path = write_json(tmp_path / "rows.jsonl", [row, {"text": 5, "mail": "c@d.de"}])
+    settings = PredictConfig(
+        run="r", precision=PrecisionConfig(name="fp32"), input=path, on_bad_row="skip", keep_columns=list(row)
+    )
+    good, bad = read_input_rows(settings, SequenceClassificationTask(), tokenizer, TableData("", **MASK))
+    assert good.kept == {"text": "good", "mail": "email", "phone": "phone", "list": ["email", {"x": "email"}], "n": 1.5}
+    assert "c@d.de" not in str(bad)
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        ({"text": "jane@example.com", "label": "bank jane@example.com"}, "row 2.*: the label is personal data"),
+        ({"text": "x", "label": "a", "who": "jane@example.com"}, "row 2.*: the group is personal data"),
+        ({"text": ["jane@example.com", "415-555-2671"], "label": "a"}, "line 2"),
+        ({"text": "x", "label": ["jane@example.com"]}, "line 2"),
+    ],
+)
+def test_messages_about_rows_show_no_personal_data(tmp_path, tokenizer, row, message):
+    rows = [{"text": "good", "label": "a", "who": "x"}, {"who": "x", **row}, {"text": "bad", "label": "b", "who": "x"}]
+    data = TableData(write_json(tmp_path / "rows.jsonl", rows), group_column="who", **MASK)
+    with pytest.raises(DataError, match=message) as raised:
+        data.with_masks(tokenizer).load()
+    skipping = replace(data, on_bad_row="skip").with_masks(tokenizer).load()
+    (skipped,) = skipping.facts["train"].skipped
+    for text in (str(raised.value), skipped, str(skipping.labels)):
+        assert "jane" not in text and "415-555" not in text, text
+
+
+def test_messages_hide_beginnings_of_addresses_and_numbers(tokenizer):
+    masking = TextMasking.of(Detection(), tokenizer)
+    shown = "rows.jsonl, row 123456: 'text' is 'to jane@exam. It must have 2 labels, or 415-555-26."
+    assert masking.message(shown) == "rows.jsonl, row 123456: 'text' is 'to [...] It must have 2 labels, or [...]"
 
 
 def test_an_export_masks_without_the_file_of_names():
