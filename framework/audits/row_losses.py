@@ -3,6 +3,7 @@
 import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import cast
 
 import numpy as np
 import torch
@@ -19,8 +20,8 @@ from framework.tasks.task import Task
 
 _AT_ONCE = 4096
 
-_DECIMALS = 6
-"""Decimals of compared losses. The way in which rows are packed changes later decimals."""
+_DIGITS = 5
+"""Significant digits of compared losses. The way in which rows are packed changes later digits."""
 
 
 class ChosenItems(HeldItems):
@@ -98,12 +99,12 @@ def item_losses(inference: Inference, source: ChosenItems) -> ItemLosses:
         with torch.inference_mode(), inference.precision.autocast(inference.device.type):
             outputs = inference.model(batch)
         with torch.inference_mode():
-            losses = (
-                masked_word_losses(outputs["mlm"], batch)
-                if isinstance(task, PretrainingTask)
-                else task.sequence_losses(outputs, batch)
-            )
-            assert losses is not None
+            if isinstance(task, PretrainingTask):
+                losses = masked_word_losses(outputs["mlm"], batch)
+            else:
+                # In fp32, losses below 1e-6 of a confident model have one or two digits, and many are equal.
+                in_double = {name: each.double() for name, each in outputs.items()}
+                losses = cast(Tensor, task.sequence_losses(in_double, batch))
             real = slice(batch.num_sequences)
             items = [each // batch.group_size for each in batch.sequence_ids[real].tolist()]
             labels = _labels(task, batch)
@@ -111,7 +112,7 @@ def item_losses(inference: Inference, source: ChosenItems) -> ItemLosses:
                 own[item] = (own.get(item, (0.0, label))[0] + loss, label)
     by_item = {item: each for part in gather(own) for item, each in part.items()}
     ordered = [by_item[item] for item in range(len(source))]
-    found = np.array([loss for loss, _ in ordered], dtype=np.float64).round(_DECIMALS)
+    found = np.array([float(f"{loss:.{_DIGITS - 1}e}") for loss, _ in ordered], dtype=np.float64)
     found[~np.isfinite(found)] = np.nan
     return ItemLosses(found, np.array([label for _, label in ordered], dtype=np.int64), source.item_lengths)
 
@@ -125,9 +126,7 @@ def masked_word_losses(logits: Tensor, batch: PackedBatch) -> Tensor:
     """
     labels = batch.targets["mlm_labels"]
     is_target = labels != IGNORE_INDEX
-    losses = torch.nn.functional.cross_entropy(
-        logits.float(), labels, ignore_index=IGNORE_INDEX, reduction="none"
-    ).double()
+    losses = torch.nn.functional.cross_entropy(logits.double(), labels, ignore_index=IGNORE_INDEX, reduction="none")
     ends = batch.cu_seqlens[1:].long()
     owners = torch.searchsorted(ends, batch.targets["mlm_positions"], right=True)[is_target]
     sums, counts = losses.new_zeros(len(ends)), losses.new_zeros(len(ends))

@@ -19,6 +19,11 @@ from framework.batch import IGNORE_INDEX
 _BLOCK_ELEMENTS = 1 << 18
 
 
+def at_least_fp32(values: Tensor) -> Tensor:
+    """Returns values of a lower precision in fp32, and others unchanged: small losses may be wanted in float64."""
+    return values if values.dtype == torch.float64 else values.float()
+
+
 def _blocks(logits: Tensor) -> Iterator[slice]:
     """Yields slices of rows that fit into the cache of a CPU; other devices get one slice for all rows."""
     num_rows = logits.shape[0]

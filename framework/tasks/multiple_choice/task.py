@@ -20,6 +20,7 @@ from framework.data.reading.rows import Row
 from framework.data.tokenization.tokenizer import Tokenizer
 from framework.models.config import EncoderConfig
 from framework.models.encoder import TransformerEncoder
+from framework.nn.cross_entropy import at_least_fp32
 from framework.tasks.examination import Examination, ExaminedRow, ItemResults
 from framework.tasks.explanation import Explained, TokenSpans
 from framework.tasks.multiple_choice.data import ChoiceData, ChoiceExample, parse_choices
@@ -213,9 +214,9 @@ def _by_item(logits: Tensor, batch: PackedBatch) -> tuple[Tensor, Tensor]:
         Scores (sequences, group_size) fp32, padded with the lowest fp32 number, and the index of the right choice
         (sequences,), IGNORE_INDEX if unknown. The rows of items come first.
     """
-    choices, items = batch.targets["choice_places"], _items(batch)
-    scores = logits.new_full((len(choices), batch.group_size), torch.finfo(torch.float32).min, dtype=torch.float32)
-    scores = scores.index_put((items, choices), logits[:, 0].float())
+    choices, items, own = batch.targets["choice_places"], _items(batch), at_least_fp32(logits[:, 0])
+    scores = logits.new_full((len(choices), batch.group_size), torch.finfo(torch.float32).min, dtype=own.dtype)
+    scores = scores.index_put((items, choices), own)
     right = torch.where(batch.targets["is_right"] == 1, choices, IGNORE_INDEX)
     labels = torch.full_like(choices, IGNORE_INDEX).scatter_reduce(0, items, right, "amax")
     return scores, labels

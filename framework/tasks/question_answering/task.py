@@ -20,6 +20,7 @@ from framework.metrics.row_ratio import RowRatio
 from framework.metrics.span_f1 import answer_ratios
 from framework.models.config import EncoderConfig
 from framework.models.encoder import TransformerEncoder
+from framework.nn.cross_entropy import at_least_fp32
 from framework.tasks.examination import Examination, ItemResults
 from framework.tasks.explanation import Explained, TokenSpans
 from framework.tasks.question_answering.data import Question, QuestionData
@@ -228,6 +229,6 @@ def _token_cross_entropy(logits: Tensor, positions: Tensor, batch: PackedBatch) 
     offsets = torch.arange(batch.max_seqlen, device=logits.device)
     inside = offsets < batch.cu_seqlens.diff()[:, None]
     indices = torch.where(inside, starts[:, None] + offsets, 0)
-    padded = logits.float()[indices].masked_fill(~inside, -torch.inf)
+    padded = at_least_fp32(logits)[indices].masked_fill(~inside, -torch.inf)
     labels = torch.where(positions == IGNORE_INDEX, IGNORE_INDEX, positions - starts)
     return nn.functional.cross_entropy(padded, labels, ignore_index=IGNORE_INDEX, reduction="none")

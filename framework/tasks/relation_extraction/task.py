@@ -18,6 +18,7 @@ from framework.data.tokenization.tokenizer import Tokenizer
 from framework.errors import check_at_least, check_fraction
 from framework.models.config import EncoderConfig
 from framework.models.encoder import TransformerEncoder
+from framework.nn.cross_entropy import at_least_fp32
 from framework.tasks.examination import Examination, ItemResults
 from framework.tasks.explanation import Explained, TokenSpans
 from framework.tasks.relation_extraction.data import RelationData, RelationExample
@@ -115,7 +116,7 @@ class RelationExtractionTask(Task):
     def sequence_losses(self, outputs: Mapping[str, Tensor], batch: PackedBatch) -> Tensor:
         """Returns the cross-entropy of each sequence: (sequences,) fp32, 0 for dummies."""
         return nn.functional.cross_entropy(
-            outputs["logits"].float(), batch.targets["labels"], ignore_index=IGNORE_INDEX, reduction="none"
+            at_least_fp32(outputs["logits"]), batch.targets["labels"], ignore_index=IGNORE_INDEX, reduction="none"
         )
 
     def build_metrics(self) -> dict[str, Metric]:

@@ -15,6 +15,7 @@ from framework.data.examples.answers import Answer, several_labels
 from framework.data.examples.table import LabelledText
 from framework.data.flat_source import FlatTarget
 from framework.errors import ConfigError, check_open_fraction
+from framework.nn.cross_entropy import at_least_fp32
 from framework.tasks.examination import Examination, ExaminedRow, ItemResults, Outcomes
 from framework.tasks.sequence_classification.decode import class_scores
 from framework.tasks.sequence_classification.problem import Problem, text_of
@@ -66,7 +67,8 @@ class MultiLabel(Problem):
     def losses(self, logits: Tensor, batch: PackedBatch) -> Tensor:
         """Returns the mean of the binary cross-entropy over labels."""
         labels = batch.targets["labels"]
-        means = binary_cross_entropy_with_logits(logits.float(), labels.clamp(min=0).float(), reduction="none").mean(1)
+        scores = at_least_fp32(logits)
+        means = binary_cross_entropy_with_logits(scores, labels.clamp(min=0).to(scores), reduction="none").mean(1)
         return torch.where(labels[:, 0] != IGNORE_INDEX, means, 0.0)
 
     def build_metrics(self) -> dict[str, Metric]:

@@ -18,6 +18,7 @@ from framework.data.examples.answers import Answer, one_label
 from framework.data.examples.table import LabelledText
 from framework.data.flat_source import FlatTarget
 from framework.errors import ConfigError, DataError, check_fraction
+from framework.nn.cross_entropy import at_least_fp32
 from framework.tasks.examination import Examination, ItemResults
 from framework.tasks.sequence_classification.decode import class_scores, decode_labels, examine_labels
 from framework.tasks.sequence_classification.problem import Problem, text_of
@@ -135,9 +136,9 @@ class SingleLabel(Problem):
     def losses(self, logits: Tensor, batch: PackedBatch) -> Tensor:
         """Returns the cross-entropy times the label's weight; label smoothing uses the weight of each label."""
         return cross_entropy(
-            logits.float(),
+            at_least_fp32(logits),
             batch.targets["labels"],
-            None if self._weights is None else self._weights_on(logits.device),
+            None if self._weights is None else self._weights_on(logits.device).to(at_least_fp32(logits).dtype),
             ignore_index=IGNORE_INDEX,
             reduction="none",
             label_smoothing=self.label_smoothing,

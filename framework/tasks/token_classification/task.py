@@ -22,7 +22,7 @@ from framework.metrics.entity_f1 import EntityCounts, count_entities, entity_rat
 from framework.metrics.row_ratio import RowRatio
 from framework.models.config import EncoderConfig
 from framework.models.encoder import TransformerEncoder
-from framework.nn.cross_entropy import cross_entropy_sum
+from framework.nn.cross_entropy import at_least_fp32, cross_entropy_sum
 from framework.tasks.examination import Examination, ItemResults
 from framework.tasks.explanation import Explained, TokenSpans
 from framework.tasks.task import Task
@@ -135,12 +135,12 @@ class TokenClassificationTask(Task):
         """Returns the mean cross-entropy over the words that a sequence predicts: (sequences,) fp32, 0 if no word."""
         labels = batch.targets["labels"]
         losses = nn.functional.cross_entropy(
-            outputs["logits"].float(), labels, ignore_index=IGNORE_INDEX, reduction="none"
+            at_least_fp32(outputs["logits"]), labels, ignore_index=IGNORE_INDEX, reduction="none"
         )
         sums, counts = (
             _sequence_sums(values, batch) for values in (losses.double(), (labels != IGNORE_INDEX).double())
         )
-        return (sums / counts.clamp(min=1)).float()
+        return (sums / counts.clamp(min=1)).to(losses.dtype)
 
     def to_record(self) -> dict[str, Any]:
         """Returns the tag set in the order of scores, the lengths and the units."""
