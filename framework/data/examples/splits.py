@@ -15,13 +15,14 @@ from pathlib import Path
 from typing import Any, ClassVar, Generic, Literal, Protocol, Self, TypeVar, cast
 
 from framework.data.examples.answers import parse_list
+from framework.data.examples.fractions import check_fractions
 from framework.data.facts import SplitFacts
 from framework.data.personal_data.kinds import KINDS, REGIONS, Detection, check_kinds, check_names_are_used
 from framework.data.personal_data.masking import TextMasking
 from framework.data.reading.files import Reading
 from framework.data.reading.table_format import Row, TableFile
 from framework.data.tokenization.tokenizer import Tokenizer
-from framework.errors import ConfigError, DataError, check_at_least, check_fraction
+from framework.errors import ConfigError, DataError, check_at_least
 from framework.random import key
 
 _UNIT = 2.0**-64
@@ -60,21 +61,6 @@ class MaskableRecord(Record, Protocol):
 def same_text(text: str) -> str:
     """Returns a normal form of a text: Unicode form NFC, with each run of white space replaced by one space."""
     return " ".join(unicodedata.normalize("NFC", text).split())
-
-
-def check_fractions(validation: float, test: float) -> None:
-    """Checks the shares of the records that become validation and test splits.
-
-    Raises:
-        ConfigError: A share is not in [0, 1), or nothing remains for training.
-    """
-    for name, value in (("validation_fraction", validation), ("test_fraction", test)):
-        check_fraction(f"data.{name}", value)
-    if validation + test >= 1:
-        raise ConfigError(
-            f"data.validation_fraction={validation} and data.test_fraction={test} leave nothing for training. Their "
-            "sum must be below 1. Lower one of them."
-        )
 
 
 @dataclass(frozen=True)
@@ -215,8 +201,8 @@ class SplitFiles:
         if self.personal_data is None:
             return self
         kinds, regions = self.personal_data_kinds or KINDS, self.personal_data_regions or REGIONS
-        detection = Detection.of(kinds, regions, self.personal_data_names)
-        return self._with("masking", TextMasking.of(detection, tokenizer))
+        masking = TextMasking.of(Detection.of(kinds, regions, self.personal_data_names), tokenizer)
+        return self._with("masking", masking)
 
     def with_units(self, column: str) -> Self:
         """Returns data that reads the privacy unit of each row of `train` (`SplitFacts.units`) from a column."""
@@ -234,13 +220,12 @@ class SplitFiles:
             values: Text of each field of the task.
             list_fields: Fields that hold a list as JSON.
         """
-        masking = self.masking
-        assert masking is not None, "with_masks must be called before texts are masked"
-        masked = {}
-        for name, value in values.items():
-            items = parse_list(value) if name in list_fields else None
-            texts = None if items is None else [masking.text(str(item)) for item in items]
-            masked[name] = masking.text(value) if texts is None else json.dumps(texts, ensure_ascii=False)
+        assert self.masking is not None, "with_masks must be called before texts are masked"
+        masked = {name: self.masking.text(value) for name, value in values.items()}
+        for name in list_fields:
+            items = parse_list(values.get(name, ""))
+            if items is not None:
+                masked[name] = json.dumps([self.masking.text(str(item)) for item in items], ensure_ascii=False)
         return masked
 
     def mask(self, read: FileRecords[Any]) -> None:

@@ -16,7 +16,7 @@ from typing import Literal
 import numpy as np
 
 from framework.data.examples.answers import number, read_cell, require_text
-from framework.data.examples.splits import check_fractions
+from framework.data.examples.fractions import check_fractions
 from framework.data.facts import SplitFacts
 from framework.data.reading.files import Reading
 from framework.data.reading.header import plain_float
