@@ -14,9 +14,10 @@ from torch import Tensor
 from framework.batch import PackedBatch
 from framework.config.trained import Trained, build_trained_model
 from framework.data.layout import lay_out
-from framework.data.planning.collate import Target, pack_sequences
+from framework.data.planning.collate import Patches, Target, pack_sequences
 from framework.errors import CheckpointError
 from framework.published.encoder_decoder import CLASS_NAME as ENCODER_DECODER
+from framework.published.families import FAMILIES
 from framework.published.files import CONFIG_FILE, read_json
 from framework.published.kinds import (
     KINDS,
@@ -77,9 +78,12 @@ def compare_with_transformers(folder: Path, trained: Trained) -> str:
         return f"not compared with transformers {transformers.__version__}, which has no {name}"
     # Only the code file that the export wrote is trusted.
     trusted = {"trust_remote_code": True} if own is not None else {}
+    reads_pictures = FAMILIES[trained.weights.config.family].pixels is not None
     with _quiet(transformers):
         try:
-            tokenizer = transformers.AutoTokenizer.from_pretrained(folder, **trusted)
+            tokenizer = None
+            if not reads_pictures:
+                tokenizer = transformers.AutoTokenizer.from_pretrained(folder, **trusted)
             peer = None
             if name != ENCODER_DECODER:
                 peer = loader.from_pretrained(folder, dtype=torch.float32, **trusted).eval()
@@ -89,6 +93,9 @@ def compare_with_transformers(folder: Path, trained: Trained) -> str:
                 f"{folder} was written, but transformers {transformers.__version__} cannot load it ({reason}). Use the "
                 "export only with Cloze, or try another version of transformers. compare=false skips this comparison."
             ) from error
+        if tokenizer is None:
+            _check_pictures(folder, trained, peer)
+            return f"outputs agree with transformers {transformers.__version__}"
         sequences = _sequences(trained)
         for each in sequences:
             _check_ids(folder, each, tokenizer(**each.call)["input_ids"])
@@ -167,6 +174,33 @@ def _check_outputs(
             _check_same(
                 folder, peer, outputs[ours], next(peer_outputs[name] for name in theirs if name in peer_outputs)
             )
+
+
+@torch.no_grad()
+def _check_pictures(folder: Path, trained: Trained, peer: Any) -> None:
+    """Compares outputs for a picture of the size of the position table, and for one of another aspect ratio."""
+    model, config = build_trained_model(trained, torch.device("cpu")).eval(), trained.weights.config
+    side, edge = config.patch_grid, config.patch_size
+    # SigLIP has no class token.
+    first = [] if config.family == "siglip" else [trained.tokenizer.cls_id]
+    for rows, columns in ((side, side), (1, side + 1)):
+        pixels = np.arange(rows * columns * edge * edge * 3).reshape(rows * edge, columns * edge, 3) * 7919 % 256
+        patches = pixels.reshape(rows, edge, columns, edge, 3).transpose(0, 2, 1, 3, 4).reshape(rows * columns, -1)
+        places = np.stack(np.divmod(np.arange(rows * columns), columns), axis=1)
+        ids = np.array(first + [0] * len(patches))
+        tokens = np.arange(len(first), len(ids))
+        batch = pack_sequences(
+            ids, np.array([len(ids)]), np.zeros(1), patches=Patches(patches.astype(np.uint8), tokens, places)
+        )
+        values = torch.from_numpy(pixels / 127.5 - 1).float().permute(2, 0, 1)[None]
+        outputs = peer(pixel_values=values, interpolate_pos_encoding=True)
+        if "logits" in outputs:
+            _check_same(folder, peer, model(batch)["logits"], outputs["logits"])
+            continue
+        states = outputs["last_hidden_state"]
+        # CLIP applies its last norm when it pools.
+        states = peer.post_layernorm(states) if config.family == "clip" else states
+        _check_same(folder, peer, model.encoder(batch), states)
 
 
 def _check_same(folder: Path, peer: Any, ours: Tensor, theirs: Tensor) -> None:

@@ -42,6 +42,7 @@ from framework.published.own_class import MODEL_TYPE as OWN_MODEL_TYPE
 from framework.published.own_class import MODELING_FILE, class_name, own_class, write_own_class
 from framework.published.pretrained import PATCH_EMBEDDINGS
 from framework.published.rules import part_of, to_theirs
+from framework.published.vision import PREPROCESSOR_FILE, preprocessor_config
 
 _TIED_NAME = "mlm.decoder.weight"
 _ONNX_FOLDER = "onnx"
@@ -86,9 +87,11 @@ def export_huggingface(
     heads = _untied(part_of(state_dict, "head."), encoder["embeddings.word_embeddings.weight"])
     published = _publish(config, encoder, heads, head_kind, task_record, tokenizer)
     without_class = {name: heads[name].contiguous() for name in sorted(heads.keys() - published.head_names)}
-    without_class |= {
-        f"encoder.{name}": tensor.contiguous() for name, tensor in encoder.items() if name.startswith(PATCH_EMBEDDINGS)
-    }
+    reads_pictures = FAMILIES[config.family].pixels is not None
+    if not reads_pictures:
+        without_class |= {
+            f"encoder.{name}": each.contiguous() for name, each in encoder.items() if name.startswith(PATCH_EMBEDDINGS)
+        }
     record: dict[str, Any] = {
         "format": FORMAT,
         "head": head_kind,
@@ -98,6 +101,8 @@ def export_huggingface(
     }
     weights = {WEIGHTS_FILE: published.tensors, EXTRA_WEIGHTS_FILE: without_class}
     files: dict[str, Any] = {CONFIG_FILE: published.config}
+    if reads_pictures:
+        files[PREPROCESSOR_FILE] = preprocessor_config(config)
     if head_kind == IMAGE_TEXT or (head_kind == EMBEDDING.name and not heads):
         files |= sentence_transformers_files(config, task_record)
     texts = {name: _as_json(content) for name, content in files.items()}
@@ -140,9 +145,9 @@ def _publish(
     if own is not None:
         published_class = PublishedClass(BASE_SUFFIX)
     published_config = family.write_config(config)
-    published_config |= _special_token_config(family, tokenizer) | _head_config(
-        family, published_class, task_record, heads
-    )
+    published_config |= _head_config(family, published_class, task_record, heads)
+    if family.pixels is None:
+        published_config |= {"tie_word_embeddings": True, **_special_token_config(family, tokenizer)}
     tensors = _published_tensors(family, published_class, config, encoder, heads)
     if own is not None:
         full_config, tensors = write_own_class(
@@ -157,7 +162,9 @@ def _publish(
         # transformers rejects a tensor of another size. Without one, its classes with a head would only warn, and
         # compute random scores.
         tensors |= {name: torch.zeros(0) for name in sorted(family.score_names(config))}
-    name = family.class_prefix + published_class.suffix
+    if published_class.kind is not None:
+        published_config = family.wrap_config(published_config)
+    name = str(published_config["architectures"][0])
     return _Published(name, published_class.kind, published_class.names, published_config, tensors)
 
 
@@ -171,7 +178,6 @@ def _head_config(
     """Returns the keys of config.json for the class and its head."""
     config: dict[str, Any] = {
         "architectures": [family.class_prefix + published_class.suffix],
-        "tie_word_embeddings": True,
     }
     if published_class.kind is not None:
         config |= published_class.kind.write(task_record, heads)
@@ -196,7 +202,7 @@ def _published_tensors(
     encoder: Mapping[str, Tensor],
     heads: Mapping[str, Tensor],
 ) -> dict[str, Tensor]:
-    base = to_theirs(family.encoder_rules(config), encoder, config.num_heads)
+    base = to_theirs(family.encoder_rules(config), family.before_writing(encoder), config.num_heads)
     base |= to_theirs(published_class.base_rules, heads, config.num_heads)
     prefix = "" if published_class.suffix == BASE_SUFFIX else family.prefix
     tensors = {prefix + name: tensor for name, tensor in base.items()}

@@ -12,6 +12,7 @@ import yaml
 
 from framework.models.config import EncoderConfig
 from framework.published.encoder_decoder import CLASS_NAME as ENCODER_DECODER
+from framework.published.families import FAMILIES
 from framework.published.kinds import (
     EMBEDDING,
     MULTIPLE_CHOICE,
@@ -110,7 +111,10 @@ def model_card(model: ExportedModel, facts: RunFacts) -> str:
 def onnx_section(file: str, input_names: Sequence[str], output_names: Sequence[str]) -> str:
     """Returns the section on the ONNX file, to append to the card."""
     inputs, outputs = (", ".join(_code(name) for name in names) for names in (input_names, output_names))
-    return f"\n## ONNX\n\n{_code(file)} maps {inputs} (int64) to {outputs}, for any batch size and sequence length.\n"
+    sizes = "(float32) to {} of pictures of the size in `preprocessor_config.json`, for any batch size"
+    words = "(int64) to {}, for any batch size and sequence length"
+    kinds = (sizes if "pixel_values" in input_names else words).format(outputs)
+    return f"\n## ONNX\n\n{_code(file)} maps {inputs} {kinds}.\n"
 
 
 def _front_matter(model: ExportedModel, facts: RunFacts) -> str:
@@ -161,15 +165,23 @@ def _usage(model: ExportedModel, facts: RunFacts) -> Iterable[str]:
     auto = auto_class(model.class_name)
     loaded, trust = auto or model.class_name, ", trust_remote_code=True" if auto is not None else ""
     yield f"Load the model with transformers, as `{model.class_name}`:"
+    reads_pictures = FAMILIES[model.config.family].pixels is not None
+    reader = "AutoImageProcessor" if reads_pictures else "AutoTokenizer"
+    text = ('inputs = tokenizer("A text.", return_tensors="pt", truncation=True)',)
     lines = [
-        f"from transformers import AutoTokenizer, {loaded}",
+        f"from transformers import {reader}, {loaded}",
         "",
-        f'tokenizer = AutoTokenizer.from_pretrained("{FOLDER}"{trust})',
+        f'{"processor" if reads_pictures else "tokenizer"} = {reader}.from_pretrained("{FOLDER}"{trust})',
         f'model = {loaded}.from_pretrained("{FOLDER}"{trust}).eval()',
-        *_EXAMPLES.get(model.head_kind, ('inputs = tokenizer("A text.", return_tensors="pt", truncation=True)',)),
+        *(_PICTURE if reads_pictures else _EXAMPLES.get(model.head_kind, text)),
         _CALLS.get(model.class_name, "outputs = model(**inputs)"),
     ]
     yield _block("python", lines)
+    if reads_pictures:
+        yield (
+            "Cloze keeps the aspect ratio of pictures, and the processor of transformers scales them to a square. For "
+            "the outputs of Cloze, pass pixels of other sizes with `interpolate_pos_encoding=True`."
+        )
     if auto is not None:
         yield (
             f"transformers has no class with this head. `{MODELING_FILE}` in this folder defines one, and transformers "
@@ -199,7 +211,8 @@ def _usage(model: ExportedModel, facts: RunFacts) -> Iterable[str]:
     )
     start = f"python -m framework.train init_from={FOLDER} model=from_weights tokenizer=from_weights task=... data=..."
     text = _TEXTS.get(model.head_kind, "A text.")
-    predict = [f'python -m framework.predict run={FOLDER} text="{text}"'] if facts.predicts else []
+    given = "input=pictures.csv" if model.head_kind in _OF_PICTURES else f'text="{text}"'
+    predict = [f"python -m framework.predict run={FOLDER} {given}"] if facts.predicts else []
     yield _block("bash", [*predict, start])
 
 
@@ -263,6 +276,14 @@ _EXAMPLES = {
     ),
 }
 
+
+_OF_PICTURES = ("image_classification", "image_text_classification")
+"""Kinds of heads whose rows name a picture."""
+
+_PICTURE = (
+    "from PIL import Image",
+    'inputs = processor(Image.open("picture.png").convert("RGB"), return_tensors="pt")',
+)
 
 _PIPELINES = {
     "text-classification": ("truncation=True", '"A text."'),

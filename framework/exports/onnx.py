@@ -19,6 +19,7 @@ from framework.errors import CheckpointError, ConfigError
 from framework.exports.model_card import CARD_FILE, onnx_section
 from framework.models.config import EncoderConfig
 from framework.published.encoder_decoder import CLASS_NAME as ENCODER_DECODER
+from framework.published.families import FAMILIES
 from framework.published.files import CONFIG_FILE, EXPORT_RECORD_FILE, read_json
 from framework.published.own_class import auto_class
 
@@ -48,6 +49,8 @@ def check_onnx_installed() -> None:
 
 def export_onnx(folder: Path) -> Path:
     """Writes `onnx/model.onnx`, for any batch size and sequence length, into an export and compares its outputs.
+
+    Pictures have the size of the position table.
 
     Args:
         folder: Folder that `export_huggingface` wrote.
@@ -115,8 +118,9 @@ class _Outputs(nn.Module):
         model, report = published_class.from_pretrained(folder, output_loading_info=True, **trusted)
         self.model = model
         self.eval()
+        self.reads_pictures = FAMILIES[self.config.family].pixels is not None
         segments = ["token_type_ids"] if self.config.type_vocab_size > 1 else []
-        self.input_names = ["input_ids", "attention_mask", *segments]
+        self.input_names = ["pixel_values"] if self.reads_pictures else ["input_ids", "attention_mask", *segments]
         with torch.no_grad():
             outputs = self.model(**dict(zip(self.input_names, self.inputs(_EXAMPLE_SHAPE), strict=True)))
         # The export has no weights for the pooler of a base class, so its output is random.
@@ -131,9 +135,14 @@ class _Outputs(nn.Module):
     def inputs(self, shape: tuple[int, int, int]) -> tuple[Tensor, ...]:
         """Returns ids, mask (1 for real tokens) and segments of shape (batch, seq) or (batch, choices, seq).
 
-        Each sequence is one token shorter than the one before, but has at least two tokens.
+        Each sequence is one token shorter than the one before, but has at least two tokens. For models of pictures it
+        returns pixels of shape (batch, channel, row, column), of the size of the position table.
         """
         batch, choices, max_length = shape
+        if self.reads_pictures:
+            edge = self.config.patch_grid * self.config.patch_size
+            values = torch.arange(batch * 3 * edge * edge) * 7919 % 256
+            return ((values / 127.5 - 1).view(batch, 3, edge, edge),)
         length = min(max_length, self.config.max_position_embeddings - self.config.position_offset)
         rows = batch * (choices if self.has_choices else 1)
         positions = torch.arange(rows * length).view(rows, length)
@@ -151,7 +160,8 @@ class _Outputs(nn.Module):
 def _write(file: Path, model: _Outputs) -> None:
     example = model.inputs(_EXAMPLE_SHAPE)
     # These become the names of the axes in the file.
-    axes = dict(enumerate(("batch", "choices", "sequence") if model.has_choices else ("batch", "sequence")))
+    names = ("batch", "choices", "sequence") if model.has_choices else ("batch", "sequence")
+    axes = {0: "batch"} if model.reads_pictures else dict(enumerate(names))
     with _suppressed_warnings():
         program = torch.onnx.export(
             model,
@@ -178,10 +188,10 @@ def _largest_difference(file: Path, model: _Outputs) -> float:
             expected = model(*inputs)
         feeds = {name: tensor.numpy() for name, tensor in zip(model.input_names, inputs, strict=True)}
         actual = session.run(model.output_names, feeds)
-        mask = feeds["attention_mask"] == 1
+        mask = feeds["attention_mask"] == 1 if "attention_mask" in feeds else None
         for values, reference in zip(actual, (tensor.numpy() for tensor in expected), strict=True):
             # Outputs are undefined for padding tokens that attend to no other token (in a local layer).
-            real = mask if reference.shape[: mask.ndim] == mask.shape else ...
+            real = mask if mask is not None and reference.shape[: mask.ndim] == mask.shape else ...
             difference = np.abs(values[real] - reference[real]).max() / max(np.abs(reference[real]).max(), 1.0)
             largest = max(largest, float(difference if np.isfinite(difference) else np.inf))
     return largest

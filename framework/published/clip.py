@@ -129,7 +129,15 @@ def _siglip_rules(config: EncoderConfig) -> list[Rule]:
     ]
 
 
-def without_patch_bias(encoder: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def _wrap_siglip(published: dict[str, Any]) -> dict[str, Any]:
+    """Returns config.json of `SiglipForImageClassification`, which names both towers and has the vision tower only."""
+    labels = {key: published.pop(key) for key in ("id2label", "label2id", "problem_type") if key in published}
+    published.pop("architectures")
+    whole = {"model_type": "siglip", "architectures": ["SiglipForImageClassification"], "vision_config": published}
+    return whole | labels
+
+
+def _without_patch_bias(encoder: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Returns tensors in which the positions of patches contain the bias of the patches, which CLIP lacks."""
     return {**encoder, POSITIONS: encoder[POSITIONS] + encoder[f"{PROJECTION}.bias"]}
 
@@ -147,6 +155,7 @@ CLIP = Family(
     ignored=frozenset({"embeddings.position_ids"}),
     special_tokens={},
     pixels=(_CLIP_MEAN, _CLIP_STD),
+    before_writing=_without_patch_bias,
 )
 SIGLIP = Family(
     prefix=_TOWER,
@@ -161,4 +170,5 @@ SIGLIP = Family(
     ignored=frozenset({"embeddings.position_ids"}),
     special_tokens={},
     pixels=((0.5, 0.5, 0.5), (0.5, 0.5, 0.5)),
+    wrap_config=_wrap_siglip,
 )

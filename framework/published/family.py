@@ -4,6 +4,8 @@ from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from torch import Tensor
+
 from framework.errors import CheckpointError
 from framework.models.config import EncoderConfig
 from framework.published.kinds import HeadKind
@@ -109,6 +111,8 @@ class Family:
         counts_after_padding: True if positions are counted from the id after the padding id (RoBERTa).
         pixels: For vision towers the mean and the standard deviation of pixels in [0, 1] by channel, by which pictures
             are normalised unless the folder states others; None: the family reads words.
+        before_writing: Function that moves encoder tensors between parameters, so that the class holds all of them.
+        wrap_config: Function from the config.json of the encoder with a head to that of a class that contains it.
     """
 
     prefix: str
@@ -131,6 +135,8 @@ class Family:
     transforms_scores: bool = False
     counts_after_padding: bool = False
     pixels: tuple[tuple[float, ...], tuple[float, ...]] | None = None
+    before_writing: Callable[[Mapping[str, Tensor]], Mapping[str, Tensor]] = dict
+    wrap_config: Callable[[dict[str, Any]], dict[str, Any]] = dict
 
     def export_class(
         self, config: EncoderConfig, head_kind: str, names: Collection[str], pooling: str

@@ -23,7 +23,7 @@ WEIGHTS_FILE = "model.safetensors"
 _VOCABULARY_FILES = ("tokenizer.json", "vocab.txt", "vocab.json")
 _PICKLE_FILE = "pytorch_model.bin"
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
-_HUB_FILES = (CONFIG_FILE, EXPORT_RECORD_FILE, EXTRA_WEIGHTS_FILE, *TOKENIZER_FILES)
+_HUB_FILES = ("preprocessor_config.json", CONFIG_FILE, EXPORT_RECORD_FILE, EXTRA_WEIGHTS_FILE, *TOKENIZER_FILES)
 _HUB_SAFETENSORS = ("model.safetensors", "model.safetensors.index.json", "model-*-of-*.safetensors")
 _HUB_PICKLES = (_PICKLE_FILE, "pytorch_model.bin.index.json", "pytorch_model-*-of-*.bin")
 

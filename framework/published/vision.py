@@ -95,6 +95,7 @@ def write_tower_config(config: EncoderConfig) -> dict[str, Any]:
     check_expressible(
         config,
         {
+            "vocab_size": _VOCAB_SIZE,
             "position_encoding": "learned",
             "position_offset": 0,
             "norm_placement": "pre",
@@ -105,6 +106,7 @@ def write_tower_config(config: EncoderConfig) -> dict[str, Any]:
             "norm_bias": True,
             "type_vocab_size": 0,
             "patch_positions": "grid",
+            "relative_bias": "none",
         },
     )
     return {

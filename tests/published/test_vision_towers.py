@@ -12,6 +12,8 @@ from torch.testing import assert_close
 from framework.batch import PackedBatch
 from framework.data.planning.collate import Patches, pack_sequences
 from framework.data.tokenization.tokenizer import Tokenizer
+from framework.exports.huggingface import export_huggingface
+from framework.exports.onnx import export_onnx
 from framework.models.accounting import count_parameters
 from framework.models.encoder import TransformerEncoder
 from framework.published.pretrained import PretrainedWeights, load_pretrained
@@ -157,6 +159,47 @@ def test_the_normalization_of_the_folder_is_used(tmp_path) -> None:
     (image,) = pictures([(4, 4)])
     expected = peer(normalized(image, "clip")).last_hidden_state[0]
     assert_close(encoder(pack_pictures([image], class_id("vit"))), expected, atol=2e-5, rtol=2e-5)
+
+
+CLASSES = {"vit": "ViTForImageClassification", "clip": "CLIPVisionModel", "siglip": "SiglipForImageClassification"}
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", CLASSES)
+def test_an_export_is_read_by_transformers_and_again_by_us(name: str, tmp_path) -> None:
+    weights = read(build_peer(name), tmp_path / "published")
+    generator = torch.Generator().manual_seed(1)
+    heads = {
+        "classifier.weight": torch.randn(2, 32, generator=generator),
+        "classifier.bias": torch.randn(2, generator=generator),
+    }
+    state = {f"encoder.{key}": value for key, value in weights.encoder.items()}
+    state |= {f"head.{key}": value for key, value in heads.items()}
+    pooling = "mean" if name == "siglip" else "cls"
+    record = {"labels": ["cat", "dog"], "problem": "single_label", "pooling": pooling}
+    folder = tmp_path / "export"
+    export_huggingface(folder, weights.config, state, "image_classification", weights.tokenizer_dir, record)
+    image_processor = transformers.AutoImageProcessor.from_pretrained(folder)
+    assert [*image_processor.image_mean, *image_processor.image_std] == [0.5] * 6
+    again = load_pretrained(str(folder))
+    assert again.config == weights.config and again.head_kind == "image_classification"
+    assert {key: torch.equal(again.heads[key], value) for key, value in heads.items()} == dict.fromkeys(heads, True)
+    peer, report = getattr(transformers, CLASSES[name]).from_pretrained(folder, output_loading_info=True)
+    assert not report["missing_keys"] and not report["unexpected_keys"]
+    if name == "vit":
+        assert export_onnx(folder).is_file()  # compares its outputs
+    encoder = peers.encoder_of(again)
+    for image in pictures(GRIDS):
+        pixels = torch.from_numpy(image.copy()).permute(2, 0, 1)[None].float() / 127.5 - 1
+        outputs = peer.eval()(pixels, interpolate_pos_encoding=True)
+        ours = encoder(pack_pictures([image], class_id(name)))
+        assert_close(ours, peers.encoder_of(weights)(pack_pictures([image], class_id(name))), atol=2e-5, rtol=2e-5)
+        if name == "clip":
+            assert_close(ours, peer.post_layernorm(outputs.last_hidden_state[0]), atol=2e-5, rtol=2e-5)
+        else:
+            pooled = ours.mean(0) if pooling == "mean" else ours[0]
+            logits = pooled @ heads["classifier.weight"].T + heads["classifier.bias"]
+            assert_close(logits, outputs.logits[0], atol=5e-5, rtol=2e-5)
 
 
 def test_records_omit_the_fields_of_pictures_for_text_encoders(tmp_path) -> None:

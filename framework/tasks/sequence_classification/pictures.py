@@ -55,7 +55,6 @@ class ImageClassificationTask(SequenceClassificationTask):
         ConfigError: A value is out of its range, or a setting of another problem is given.
     """
 
-    head_kind = "image_classification"
     changeable_keys = ("threshold", "images")
     allows_augmentation = False
     explains_predictions = False
@@ -90,6 +89,8 @@ class ImageClassificationTask(SequenceClassificationTask):
             class_weights=class_weights,
             threshold=threshold,
         )
+        # Published classifiers of pictures read no text.
+        self.head_kind = "image_classification" if fusion is None else "image_text_classification"
         self.patch_size = patch_size
         self.grid = PatchGrid(patch_size, max_patches, MAX_SIDE)
         self.fusion = fusion
