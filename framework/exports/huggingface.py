@@ -86,12 +86,8 @@ def export_huggingface(
     encoder = part_of(state_dict, "encoder.")
     heads = _untied(part_of(state_dict, "head."), encoder["embeddings.word_embeddings.weight"])
     published = _publish(config, encoder, heads, head_kind, task_record, tokenizer)
-    without_class = {name: heads[name].contiguous() for name in sorted(heads.keys() - published.head_names)}
     reads_pictures = FAMILIES[config.family].pixels is not None
-    if not reads_pictures:
-        without_class |= {
-            f"encoder.{name}": each.contiguous() for name, each in encoder.items() if name.startswith(PATCH_EMBEDDINGS)
-        }
+    without_class = _without_class({} if reads_pictures else encoder, heads, published.head_names)
     record: dict[str, Any] = {
         "format": FORMAT,
         "head": head_kind,
@@ -166,6 +162,15 @@ def _publish(
         published_config = family.wrap_config(published_config)
     name = str(published_config["architectures"][0])
     return _Published(name, published_class.kind, published_class.names, published_config, tensors)
+
+
+def _without_class(
+    encoder: Mapping[str, Tensor], heads: Mapping[str, Tensor], head_names: Collection[str]
+) -> dict[str, Tensor]:
+    """Returns the patch embeddings of an encoder of texts, and the tensors of the head that its class does not hold."""
+    tensors = {name: heads[name].contiguous() for name in sorted(heads.keys() - set(head_names))}
+    patches = {name: tensor for name, tensor in encoder.items() if name.startswith(PATCH_EMBEDDINGS)}
+    return tensors | {f"encoder.{name}": tensor.contiguous() for name, tensor in patches.items()}
 
 
 def _pooling(task_record: Mapping[str, Any]) -> str:
