@@ -25,6 +25,7 @@ from framework.exports.adapters import check_adapter_target, export_adapter
 from framework.exports.huggingface import check_target
 from framework.exports.new_folder import check_new_folder
 from framework.exports.onnx import check_onnx_installed, export_onnx
+from framework.exports.onnx_pictures import export_picture_onnx
 
 
 @command("export")
@@ -61,6 +62,7 @@ def export(composed: DictConfig) -> Path:
         write_export(folder, trained.folder, settings, trained)
     if settings.onnx:
         export_onnx(folder)
+        export_picture_onnx(folder)
     write_to_stdout([f"{folder}: {', '.join(sorted(path.name for path in folder.iterdir()))}\n"])
     if settings.compare and settings.lora != "separate":
         write_to_stdout([f"{folder}: {compare_with_transformers(folder, trained)}\n"])

@@ -39,7 +39,7 @@ from framework.modules.encoder_module import EncoderModule
 from framework.modules.passes.private import PrivateSteps
 from framework.optim.combined import CombinedOptimizer
 from framework.published.new_rows import with_new_rows
-from framework.published.pretrained import PretrainedWeights, match_parameters
+from framework.published.pretrained import PATCH_EMBEDDINGS, PretrainedWeights, match_parameters
 from framework.published.starting_head import fit_head
 from framework.tasks.probing.probe import Probe, ProbeSettings
 from framework.tasks.task import Task, TaskModel
@@ -149,7 +149,7 @@ def build_parts(settings: TrainConfig, world_size: int, first_step: int = 0) -> 
     freeze(model, settings.trainer.freeze, "trainer.freeze")
     if weights is not None:
         weights = fit_head(weights, task.head_kind, task.to_record())
-        match_parameters(model, weights)
+        _check_new_patches_are_trained(model, match_parameters(model, weights)[1])
     token_steps = token_steps_of(settings.trainer, sources["train"])
     size, num_sequences = token_steps.global_batch_size, len(sources["train"])
     every = settings.trainer.val_every_n_steps or steps_per_epoch(num_sequences, size)
@@ -258,6 +258,22 @@ def build_encoder_config(
             f"embeddings fit one size. Set task.patch_size={trained}."
         )
     return config
+
+
+def _check_new_patches_are_trained(model: TaskModel, new: list[str]) -> None:
+    """Checks that patch embeddings without starting weights are not frozen at random values.
+
+    Raises:
+        ConfigError: They are frozen, by `trainer.freeze` or by an adapter.
+    """
+    parameters = dict(model.named_parameters())
+    frozen = [name for name in new if PATCH_EMBEDDINGS in name and not parameters[name].requires_grad]
+    if frozen:
+        raise ConfigError(
+            f"{frozen[0]} has no weights in init_from and is frozen, so it would stay random. New patch embeddings "
+            'must be trained. Add "encoder.embeddings.patch_embeddings.*" to adapter.train_also, or take it out of '
+            "trainer.freeze."
+        )
 
 
 def build_module(settings: TrainConfig, parts: Parts, precision: Precision, device_type: str) -> EncoderModule:

@@ -25,7 +25,7 @@ from framework.published.own_class import auto_class
 
 ONNX_FILE = "onnx/model.onnx"
 _PACKAGES = ("transformers", "onnx", "onnxruntime", "onnxscript")
-_TOLERANCE = 1e-4
+TOLERANCE = 1e-4
 """Largest allowed difference of an output, relative to its largest value or to 1, whichever is larger."""
 _EXAMPLE_SHAPE = (2, 3, 8)
 """Shape (batch, choices, seq) of the inputs for tracing."""
@@ -77,11 +77,11 @@ def export_onnx(folder: Path) -> Path:
             "transformers."
         ) from error
     difference = _largest_difference(file, model)
-    if not difference <= _TOLERANCE:
+    if not difference <= TOLERANCE:
         shutil.rmtree(file.parent)
         raise CheckpointError(
             f"{file} computes other outputs than {model.class_name}: they differ by {difference:.1e} of their largest "
-            f"value (or of 1), and {_TOLERANCE:.0e} is allowed. The file was removed, and the export without it is "
+            f"value (or of 1), and {TOLERANCE:.0e} is allowed. The file was removed, and the export without it is "
             "complete. Try another version of torch or onnxruntime."
         )
     card = folder / CARD_FILE
@@ -162,7 +162,7 @@ def _write(file: Path, model: _Outputs) -> None:
     # These become the names of the axes in the file.
     names = ("batch", "choices", "sequence") if model.has_choices else ("batch", "sequence")
     axes = {0: "batch"} if model.reads_pictures else dict(enumerate(names))
-    with _suppressed_warnings():
+    with suppressed_warnings():
         program = torch.onnx.export(
             model,
             example,
@@ -177,7 +177,7 @@ def _write(file: Path, model: _Outputs) -> None:
 
 
 def _largest_difference(file: Path, model: _Outputs) -> float:
-    """Returns the largest relative difference of the two outputs (see `_TOLERANCE`); infinite if one is not finite."""
+    """Returns the largest relative difference of the two outputs (see `TOLERANCE`); infinite if one is not finite."""
     import onnxruntime
 
     session = onnxruntime.InferenceSession(file, providers=["CPUExecutionProvider"])
@@ -198,7 +198,7 @@ def _largest_difference(file: Path, model: _Outputs) -> float:
 
 
 @contextmanager
-def _suppressed_warnings() -> Iterator[None]:
+def suppressed_warnings() -> Iterator[None]:
     """Suppresses the exporter's messages about packages that encoders do not need."""
     logger = logging.getLogger("torch.onnx._internal.exporter._registration")
     level = logger.level
