@@ -69,6 +69,11 @@ def read_shared_config(published: Mapping[str, Any], defaults: Mapping[str, Any]
         raise CheckpointError(
             f"position_embedding_type={kind!r} is unknown. Only 'absolute' positions can be read. Choose another model."
         )
+    if "alibi_starting_size" in values:
+        raise CheckpointError(
+            "alibi_starting_size is set, as in MosaicBERT. Its layout and its feed-forward block cannot be read. "
+            "Choose another model."
+        )
     return {
         **read_fields(values, _FIELDS),
         "type_vocab_size": values["type_vocab_size"],

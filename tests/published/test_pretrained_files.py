@@ -129,6 +129,7 @@ BAD_FOLDERS = [
     (change(hidden_size="wide"), "describes no encoder"),
     (change(hidden_act="mish"), "activation 'mish' is not known"),
     (change(is_decoder=True), "no decoder can be read"),
+    (change(alibi_starting_size=512), "alibi_starting_size is set, as in MosaicBERT"),
     (change(position_embedding_type="relative_key"), "Only 'absolute' positions"),
     (lambda folder: (folder / "cloze.json").write_text('{"format": 99}'), "format=99 is unknown"),
     (lambda folder: (folder / "cloze.json").write_text('{"format": 1, "encoder": {"x": 1}}'), "describes no encoder"),
