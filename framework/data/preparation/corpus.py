@@ -10,6 +10,8 @@ from typing import Literal
 import numpy as np
 
 from framework.data.personal_data.kinds import KINDS, REGIONS, Detection, check_kinds, check_names_are_used
+from framework.data.personal_data.masking import TextMasking
+from framework.data.personal_data.masks import mask_tokens
 from framework.data.reading.documents import Cleaner, CleanTexts
 from framework.data.reading.files import Reading
 from framework.data.reading.shards import ParquetShards
@@ -200,8 +202,15 @@ class Corpus:
             if self.progress is not None:
                 self.progress(stage, done, self.num_bytes)
 
-        self.reading = Reading(self.on_bad_row, advance)
+        self.reading = Reading(self.on_bad_row, advance, conceal=self._conceal())
         self.tallies = [Tally() for _ in self.sources]
+
+    def _conceal(self) -> Callable[[str], str] | None:
+        """Returns the function that removes personal data from messages about rows, which the store keeps."""
+        if self.cleaning.personal_data not in ("mask", "drop"):
+            return None
+        detection = self.cleaning.detection()
+        return TextMasking(detection, mask_tokens(detection.all_kinds)).message
 
     def _read(self) -> Iterator[tuple[int, int | None, int, list[str]]]:
         """Yields (index of the source, row group, row of the first text, texts of a batch before cleaning)."""

@@ -11,7 +11,7 @@ from framework.data.preparation.corpus import Cleaning
 from framework.data.preparation.prepare import StoreSpec, describe_preparation, prepare_store
 from framework.data.reading.documents import text_hash
 from framework.data.reading.shards import ParquetShards
-from framework.data.reading.sources import TextFiles
+from framework.data.reading.sources import TableFiles, TextFiles
 from framework.data.tokenization.byte_level_training import ByteLevelBpeTraining
 from framework.data.tokenization.tokenizer import Tokenizer
 from framework.data.tokenization.vocabulary import GivenTokenizer
@@ -238,3 +238,15 @@ def test_killed_and_resumed_masking_gives_the_same_bytes(tmp_path, small_batches
         assert files_of(folder / str(number)) == whole, number
     # At most one batch of each killed preparation is predicted again.
     assert len(log.read_text().splitlines()) < 14 * num_stores + 5 * num_stores
+
+
+def test_messages_about_rows_show_no_personal_data(tmp_path):
+    (tmp_path / "rows.jsonl").write_text(
+        json.dumps({"text": PLAIN}) + "\n" + json.dumps({"text": ["jane@example.com"]})
+    )
+    sources = {"rows": TableFiles(str(tmp_path / "rows.jsonl"))}
+    for action in ("mask", "drop"):
+        spec = StoreSpec(sources, VOCABULARY, tmp_path / action, Cleaning(personal_data=action), on_bad_row="skip")
+        (message,) = prepare_store(spec).skipped
+        assert "line 2" in message and "jane" not in message
+        assert "jane" not in (tmp_path / action / "store.json").read_text()
