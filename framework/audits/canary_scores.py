@@ -155,8 +155,8 @@ class TableScores(CanaryScores):
     """Negative losses of the canaries of a labelled table. Candidates are random texts with the label of the canary.
 
     Args:
-        subject: Run of sequence classification.
-        data: Its data, with canaries.
+        subject: Run of sequence classification, or an export of it.
+        data: Its data, with canaries; the files are not read.
         num_candidates: Number of candidates of each canary.
     """
 
@@ -172,12 +172,12 @@ class TableScores(CanaryScores):
 
     @classmethod
     def of_run(cls, subject: Subject, num_candidates: int) -> "TableScores | None":
-        """Returns the scores of a run whose training rows have canaries; None for others."""
-        component = subject.trained.data
-        if component is None or not isinstance(subject.task, SequenceClassificationTask):
+        """Returns the scores of a run, or an export of it, whose training rows have canaries; None for others."""
+        layout = subject.trained.data_layout
+        if layout is None or not isinstance(subject.task, SequenceClassificationTask):
             return None
-        data = build_data_component(subject.task, component)
-        return cls(subject, data, num_candidates) if data.canaries else None
+        data = build_data_component(subject.task, layout.component(object))
+        return cls(subject, data, num_candidates) if isinstance(data, TableData) and data.canaries else None
 
     def of(self, inference: Inference, index: int) -> np.ndarray:
         """Compares losses for the label of the canary."""

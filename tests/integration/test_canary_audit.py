@@ -113,6 +113,9 @@ def test_a_classifier_that_memorized_its_rows_has_a_high_exposure(folder, monkey
     assert run_command(monkeypatch, "audit", "run=tuned", "audit=canaries", FEW) == 0
     parts = parts_of(audited(folder / "runs" / "tuned", "canaries"))
     assert parts["20 copies"]["mean_exposure"] > 4 and parts["20 copies"]["chance"] < 1e-3
+    assert run_command(monkeypatch, "export", "run=tuned", "output=tuned_export", "compare=false") == 0
+    assert run_command(monkeypatch, "audit", "run=tuned_export", "audit=canaries", FEW) == 0
+    assert parts_of(audited(folder / "tuned_export_audit", "canaries")) == parts
     assert run_command(monkeypatch, "audit", "run=fresh", "audit=canaries", FEW) == 0
     fresh = parts_of(audited(folder / "runs" / "fresh", "canaries"))["all trained"]
     assert abs(fresh["mean_exposure"] - np.log2(np.e)) < 3 * np.log2(np.e) / np.sqrt(20)
