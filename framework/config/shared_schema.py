@@ -14,7 +14,7 @@ from framework.distributed.parallel.loss_scale_limits import (
 )
 from framework.errors import ConfigError
 
-_LARGEST = 10**12
+_LARGEST = 10**15
 """Largest accepted count, more than any run needs. Python rejects lengths of 2**63 and more."""
 
 
@@ -28,7 +28,7 @@ def at_least(group: str, node: Any, minimum: float, *names: str) -> None:
         names: Names of the attributes.
 
     Raises:
-        ConfigError: A value is below the minimum or above 10^12.
+        ConfigError: A value is below the minimum or above 10^15.
     """
     for name in names:
         value = getattr(node, name)

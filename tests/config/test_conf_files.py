@@ -25,9 +25,11 @@ from framework.config.command_schema import (
     ReportConfig,
 )
 from framework.config.nodes import check_arguments, check_component
+from framework.config.phases import phase_configs
 from framework.config.plugins import PLUGIN_MODULE
 from framework.config.resolvers import conf_folder, register_resolvers
 from framework.config.schema import TrainConfig
+from framework.data.planning.batch_size import TokenSteps
 from framework.models.config import EncoderConfig
 from framework.sweeps.search import OptunaSweeper
 from framework.sweeps.slurm import SlurmLauncher
@@ -43,6 +45,10 @@ EXPERIMENTS = sorted(path.stem for path in FILES if path.parent.name == "experim
 # Data whose keys are not those of a table.
 EXPERIMENT_OF_DATA = {"parallel_text": "finetune_translation", "interactions": "finetune_recommendation"}
 PLUGINS = {"slurm": SlurmLauncher, "torchrun": TorchrunLauncher, "optuna": OptunaSweeper}
+PUBLISHED_RECIPES = (
+    *("bert_base", "cramming", "modernbert_base", "modernbert_large", "mosaicbert", "neobert"),
+    *("ettin_17m", "ettin_32m", "ettin_68m", "ettin_150m", "ettin_400m", "ettin_1b"),
+)
 # Overrides that a group's option needs besides its name.
 NEEDS = {
     "audit/attack": ["audit.attack.candidates=x"],
@@ -58,6 +64,7 @@ NEEDS = {
     "vocabulary/extended": ["vocabulary.path=x"],
     "experiment/continue_pretraining": ["init_from=x"],
     "experiment/extend_vocabulary": ["init_from=x"],
+    **{f"experiment/pretrain_{name}": ["data.store=x"] for name in PUBLISHED_RECIPES},
     "corpus/text": ["corpus.sources.text.files=x.txt"],
     "corpus/table": ["corpus.sources.table.files=x.csv"],
     "corpus/dataset": ["corpus.sources.dataset.name=x"],
@@ -103,7 +110,7 @@ def test_the_number_of_files_is_known():
         "augmentation": 9,
         "corpus": 6,
         "data": 17,
-        "experiment": 22,
+        "experiment": 37,
         "hydra": 3,
         "logger": 5,
         "model": 18,
@@ -119,8 +126,8 @@ def test_the_number_of_files_is_known():
         "vocabulary": 4,
     }
     assert len(ALL_FILES) == sum(by_group.values()) + 11
-    assert (len(BASES), len(WORD_LISTS)) == (12, 4)
-    assert len(FILES) == len(ALL_FILES) - 12 - 4
+    assert (len(BASES), len(WORD_LISTS)) == (15, 4)
+    assert len(FILES) == len(ALL_FILES) - 15 - 4
 
 
 @pytest.mark.parametrize("base", BASES, ids=name_of)
@@ -212,7 +219,11 @@ def check_audits(*overrides: str) -> AuditConfig:
 
 def check_settings(config: DictConfig) -> None:
     """Checks a training config as the command does, and builds each part that needs no file."""
-    settings = build_settings(resolve_config(config), world_size=1 if config.strategy.name == "single" else 2)
+    for _, phase in phase_configs(resolve_config(config)):
+        check_phase(build_settings(phase, world_size=1 if config.strategy.name == "single" else 2))
+
+
+def check_phase(settings: TrainConfig) -> None:
     assert settings.task.build().loss_weights
     assert settings.data.build()
     assert settings.optimizer.build().group
@@ -220,7 +231,8 @@ def check_settings(config: DictConfig) -> None:
     task.allows_augmentation = True
     assert (settings.augmentation is None) == (build_augmentation(settings.augmentation, task) is None)
     assert settings.regularization.build().weights(settings.task.build())
-    assert 0.0 < settings.schedule.build(max_steps=100)(50) <= 1.0
+    token_steps = TokenSteps(mean_length=1000.0, global_batch_size=5000)
+    assert 0.0 < settings.schedule.build(max_steps=10**6, token_steps=token_steps)(500_000) <= 1.0
     if settings.model.arguments:
         assert isinstance(settings.model.build(vocab_size=10), EncoderConfig)
 
@@ -229,10 +241,11 @@ def check_settings(config: DictConfig) -> None:
 def test_common_overrides_work_on_every_experiment(experiment):
     overrides = ["trainer.max_steps=7", "strategy=ddp", "precision=bf16", "seed=3", "run.id=mine"]
     overrides += NEEDS.get(f"experiment/{experiment}", [])
-    settings = build_settings(resolve_config(composed("train", f"experiment={experiment}", *overrides)), world_size=2)
-    assert isinstance(settings, TrainConfig)
-    assert (settings.trainer.max_steps, settings.strategy.name, settings.precision.name) == (7, "ddp", "bf16")
-    assert (settings.seed, settings.run.id) == (3, "mine")
+    for phase, config in phase_configs(resolve_config(composed("train", f"experiment={experiment}", *overrides))):
+        settings = build_settings(config, world_size=2)
+        assert (settings.strategy.name, settings.precision.name) == ("ddp", "bf16")
+        assert (settings.seed, settings.run.id) == (3, "mine")
+        assert (settings.trainer.max_steps == 7) == (phase.name is None), "phases have lengths of their own"
 
 
 @pytest.mark.parametrize(

@@ -55,7 +55,7 @@ BAD_INPUT = [
     ("wrong type of a part", nothing, ["task.max_length=1.5"], "`task.max_length` is 1.5. It must be a whole number"),
     ("no length", nothing, ["trainer.max_steps=null", "trainer.max_epochs=null"], "The length of a run must be given"),
     ("below the range", nothing, ["trainer.keep_last=0"], "`trainer.keep_last` is 0. It must be at least 1"),
-    ("above the range", nothing, ["trainer.max_steps=99999999999999999999"], "`trainer.max_steps` is 99999999999999999999. It must be at most 1,000,000,000,000"),
+    ("above the range", nothing, ["trainer.max_steps=99999999999999999999"], "`trainer.max_steps` is 99999999999999999999. It must be at most 1,000,000,000,000,000"),
     ("kept but never written", nothing, ["trainer.keep_every_n_steps=30", "trainer.checkpoint_every_n_steps=20"], "`trainer.keep_every_n_steps` is 30, and `trainer.checkpoint_every_n_steps`, the interval of checkpoints, is 20"),
     ("nothing to roll back to", nothing, ["trainer.on_non_finite=roll_back"], "`trainer.checkpoint_every_n_steps` is null, so there would be no checkpoint to roll back to"),
     ("unknown way on", nothing, ["trainer.on_non_finite=ignore"], "`trainer.on_non_finite` is 'ignore'"),
