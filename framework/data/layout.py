@@ -84,8 +84,13 @@ def lay_out(
         keeps_texts: True to keep the texts for an augmentation that rewrites them.
 
     Raises:
-        ConfigError: `max_length` has no room for one token of each text.
+        ConfigError: `max_length` has no room for one token of each text, or the tokenizer has special tokens only.
     """
+    if len(texts) and not len(tokenizer.ordinary_ids):
+        raise ConfigError(
+            f"the tokenizer in {tokenizer.folder} has special tokens only, as that of a vision tower. Texts need a "
+            "vocabulary. Start from the weights of an encoder of texts, or train new weights with tokenizer.path."
+        )
     segments = [texts] if pairs is None else [texts, pairs]
     num_specials = 2 if pairs is None else 2 + tokenizer.pair_separators
     room = max_length - num_specials

@@ -124,6 +124,9 @@ def test_bad_rows_are_named(folder, tmp_path):
         sources(folder, ImageClassificationTask(patch_size=4), tokenizer, text_column="text")
     with pytest.raises(ConfigError, match=r"task.fusion is joint, but data.text_column is None"):
         sources(folder, ImageClassificationTask(patch_size=4, fusion="joint"), tokenizer)
+    joint = ImageClassificationTask(patch_size=4, fusion="joint")
+    with pytest.raises(ConfigError, match=r"picture_vocabulary has special tokens only"):
+        sources(folder, joint, tokenizer, text_column="text")
     with pytest.raises(DataError, match=r"has 8 x 8 pixels. At most 50"):
         sources(folder, ImageClassificationTask(patch_size=4), tokenizer, max_pixels=50)
 
