@@ -167,13 +167,13 @@ def _usage(model: ExportedModel, facts: RunFacts) -> Iterable[str]:
     yield f"Load the model with transformers, as `{model.class_name}`:"
     reads_pictures = FAMILIES[model.config.family].pixels is not None
     reader = "AutoImageProcessor" if reads_pictures else "AutoTokenizer"
-    text = ('inputs = tokenizer("A text.", return_tensors="pt", truncation=True)',)
+    encode = ('inputs = tokenizer("A text.", return_tensors="pt", truncation=True)',)
     lines = [
         f"from transformers import {reader}, {loaded}",
         "",
         f'{"processor" if reads_pictures else "tokenizer"} = {reader}.from_pretrained("{FOLDER}"{trust})',
         f'model = {loaded}.from_pretrained("{FOLDER}"{trust}).eval()',
-        *(_PICTURE if reads_pictures else _EXAMPLES.get(model.head_kind, text)),
+        *(_PICTURE if reads_pictures else _EXAMPLES.get(model.head_kind, encode)),
         _CALLS.get(model.class_name, "outputs = model(**inputs)"),
     ]
     yield _block("python", lines)

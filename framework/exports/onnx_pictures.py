@@ -83,6 +83,9 @@ def export_picture_onnx(folder: Path) -> Path | None:
 class _PictureVectors(nn.Module):
     """Transformers class of an export that reads patches and returns one vector per picture."""
 
+    added: Tensor
+    first: Tensor
+
     def __init__(self, folder: Path, weights: PretrainedWeights, cls_id: int) -> None:
         # Imported here, because only ONNX needs it.
         import transformers

@@ -68,7 +68,7 @@ class SequenceClassificationTask(Task):
 
     wraps_epochs = False
     head_kind = "sequence_classification"
-    changeable_keys = ("threshold",)
+    changeable_keys: tuple[str, ...] = ("threshold",)
     allows_augmentation = True
     head_rows: Mapping[str, str] = {"": "sequences"}
 
