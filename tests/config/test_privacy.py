@@ -106,8 +106,9 @@ def source_of(num_items: int, num_rows: int) -> FlatSource:
     return source
 
 
-def build(task: Any, source: Any, **changes: Any) -> Privacy | None:
+def build(task: Any, source: Any, relative_bias: str = "none", **changes: Any) -> Privacy | None:
     model = build_module(task=None).model
+    model.encoder.config = replace(model.encoder.config, relative_bias=relative_bias)
     model.head = torch.nn.Module()
     chosen = settings(**changes)
     return build_privacy(chosen, task, private_items(chosen, task, source), model, 100, 50)
@@ -158,6 +159,11 @@ def task_without_rows() -> SequenceClassificationTask:
 def test_tasks_and_rows_that_exclude_privacy_are_refused(task, source, changes, message):
     with pytest.raises(ConfigError, match=message):
         build(task, source, **changes)
+
+
+def test_positions_that_share_the_weights_of_tokens_are_refused():
+    with pytest.raises(ConfigError, match=r"relative_bias is 'disentangled'.* run twice in a pass"):
+        build(task_with_labels("0", "1"), source_of(2000, 2000), relative_bias="disentangled")
 
 
 def folder_of(path: Path, has_steps: bool) -> RunFolder:
