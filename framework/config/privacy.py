@@ -182,9 +182,9 @@ def build_privacy(
         )
     if model.encoder.config.relative_bias == "disentangled":
         raise ConfigError(
-            "model.relative_bias is 'disentangled', but privacy=dp_sgd is set. Layers multiply tokens and positions with "
-            "the same weights, which run twice in a pass, and gradient norms need modules that run once. Use a family "
-            "without this bias, or privacy=none."
+            "model.relative_bias is 'disentangled', but privacy=dp_sgd is set. Layers multiply tokens and positions "
+            "with the same weights, which run twice in a pass, and gradient norms need modules that run once. Use a "
+            "family without this bias, or privacy=none."
         )
     Tape(model, task.head_rows)
     return Privacy(solve_guarantee(settings.privacy, items.unit, len(items.source), expected_batch, max_steps))
