@@ -70,7 +70,7 @@ def column_values(
         records: Rows, whose location names their file.
         columns: Columns to read.
         form: Format of the files; None: the defaults.
-        text_columns: Columns of the texts, by which a header is detected.
+        text_columns: Columns of the texts or of lists of texts, by which a header is detected.
 
     Returns:
         For each column, the value of each row as text; None for an empty value.
@@ -88,7 +88,7 @@ def column_values(
     kept = {
         f"{path}, {row.location}": row.kept
         for path in paths
-        for row in read_rows(Path(path), text_columns, Reading("skip"), form, (), columns)
+        for row in read_rows(Path(path), text_columns, Reading("skip"), form, text_columns, columns)
     }
     missing = next((record.location for record in records if record.location not in kept), None)
     if missing is not None:

@@ -1,5 +1,6 @@
 """Tests of groups of rows: columns of files, terms, sizes, and bad input."""
 
+import json
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,6 +11,7 @@ from framework.audits.terms import GroupTerms
 from framework.data.examples.table import LabelledText, TableData
 from framework.data.reading.table_format import TableFormat
 from framework.errors import ConfigError, DataError
+from framework.tasks.multiple_choice.data import ChoiceData
 
 
 @dataclass
@@ -37,6 +39,15 @@ def test_columns_of_a_file_with_a_format(tmp_path):
     form = TableFormat(columns=["text", "label", "gender"], delimiter=";")
     data = TableData(train=str(tmp_path / "rows.csv"), format=form)
     assert column_values(data.load().splits["train"], ["gender"], form, ["text"]) == [["f", "m"]]
+
+
+def test_columns_beside_lists_of_texts(tmp_path):
+    rows = [{"question": f"q {n}", "choices": ["a", "b"], "label": n, "gender": "fm"[n]} for n in range(2)]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    data = ChoiceData(train=str(tmp_path / "rows.jsonl"))
+    texts = list(data.field_columns.values())
+    assert "choices" in texts
+    assert column_values(data.load().splits["train"], ["gender"], None, texts) == [["f", "m"]]
 
 
 def test_a_missing_column_is_an_error(tmp_path):
