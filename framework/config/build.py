@@ -41,6 +41,7 @@ from framework.optim.combined import CombinedOptimizer
 from framework.published.new_rows import with_new_rows
 from framework.published.pretrained import PATCH_EMBEDDINGS, PretrainedWeights, match_parameters
 from framework.published.starting_head import fit_head
+from framework.published.tiling import tiled
 from framework.tasks.probing.probe import Probe, ProbeSettings
 from framework.tasks.task import Task, TaskModel
 
@@ -109,6 +110,13 @@ def _check_sources(
     check_early_stopping(settings.trainer, sources)
 
 
+def _find_starting_weights(settings: TrainConfig) -> PretrainedWeights | None:
+    if settings.init_from is None:
+        return None
+    runs = Path(settings.run.dir)
+    return find_weights(settings.init_from, runs, settings.init_weights, settings.init_average_last)
+
+
 def build_parts(settings: TrainConfig, world_size: int, first_step: int = 0) -> Parts:
     """Reads tokenizer, data and starting weights, builds task and model, and checks that they fit each other.
 
@@ -120,15 +128,14 @@ def build_parts(settings: TrainConfig, world_size: int, first_step: int = 0) -> 
     Raises:
         FrameworkError: A file cannot be used, or two parts do not fit each other.
     """
-    weights = None
-    if settings.init_from is not None:
-        runs = Path(settings.run.dir)
-        weights = find_weights(settings.init_from, runs, settings.init_weights, settings.init_average_last)
+    weights = _find_starting_weights(settings)
     tokenizer = build_tokenizer(settings.tokenizer, weights, settings.extend_vocabulary)
     if settings.extend_vocabulary and weights is not None:
         weights = extend_vocabulary(weights, tokenizer)
     task: Task = settings.task.build()
     config = build_encoder_config(settings, tokenizer, weights, task)
+    if settings.init_tiling and weights is not None:
+        weights = tiled(weights, config)
     check_vocabulary(tokenizer, config, weights)
     shape = settings.strategy.shape(world_size)
     check_tensor_parallel(config, shape.tensor)

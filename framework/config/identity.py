@@ -25,6 +25,7 @@ IDENTITY_KEYS = (
     "init_weights",
     "init_average_last",
     "extend_vocabulary",
+    "init_tiling",
     "trainer.global_batch_size",
     "trainer.global_batch_tokens",
     "trainer.batch_warmup_start",
@@ -42,6 +43,7 @@ _OF_PHASES = (*IDENTITY_KEYS, *GROWING_KEYS, "optimizer_state", "last_step")
 
 _ADDED_KEYS = {
     "extend_vocabulary": False,
+    "init_tiling": False,
     "data.canaries": 0,
     "data.canary_repeats": [1, 4, 16],
     "task.masked_share": 0.8,

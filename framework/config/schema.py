@@ -255,6 +255,8 @@ class TrainConfig:
         init_average_last: Number of its checkpoints that are averaged, as in `TrainedConfig.average_last`.
         extend_vocabulary: True if `tokenizer` has new tokens after those of `init_from`; their rows start as the mean
             of the rows of their old pieces.
+        init_tiling: True if the model is a larger one of the same kind, whose weights are tiled from those of
+            `init_from`.
         adapter: Low-rank updates that are trained instead of the weights; null: the weights are trained.
         augmentation: Changes to texts of the training split; null: no changes.
         privacy: Differential privacy of the training data; null: none.
@@ -283,6 +285,7 @@ class TrainConfig:
     init_weights: Weights = "auto"
     init_average_last: int = 1
     extend_vocabulary: bool = False
+    init_tiling: bool = False
     adapter: LoraSettings | None = None
     augmentation: Component | None = field(default=None, metadata={"supplied": ("pairs_folder",)})
     privacy: PrivacySettings | None = None
@@ -299,6 +302,11 @@ class TrainConfig:
                 f"`init_weights` is {self.init_weights} and `init_average_last` is {self.init_average_last}, but "
                 "`init_from` is null. Both keys select weights of the run in `init_from`. Set `init_from`, or remove "
                 "both keys."
+            )
+        if self.init_from is None and self.init_tiling:
+            raise ConfigError(
+                "`init_tiling` is true, but `init_from` is null. Tiling needs the weights of a smaller encoder. Set "
+                "`init_from`, or remove `init_tiling`."
             )
         if self.init_from is None and self.extend_vocabulary:
             raise ConfigError(
