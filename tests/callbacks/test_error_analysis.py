@@ -29,7 +29,7 @@ def module(examines_splits: bool = True, accuracy: float = 0.5) -> Any:
         Examination([ExaminedRow(2, 1.0, 0.0, text="a text")]),
     )
     return SimpleNamespace(
-        task=SimpleNamespace(examines_splits=examines_splits),
+        task=SimpleNamespace(patch_size=0, examines_splits=examines_splits),
         examines=False,
         examined=SimpleNamespace(examine=lambda: split),
         validation_metrics={"val/accuracy": accuracy},

@@ -153,7 +153,7 @@ def test_the_batch_of_training_grows_and_that_of_evaluation_does_not():
 
 @pytest.mark.parametrize("start", [-1, MAX_STEPS + 1])
 def test_a_start_outside_the_run_is_rejected(start):
-    with pytest.raises(ConfigError, match="12 steps"):
+    with pytest.raises(ConfigError, match="steps 0 to 12"):
         datamodule().set_start(start)
 
 

@@ -145,15 +145,17 @@ def test_the_message_about_a_fine_tuned_model(tmp_path):
 @pytest.mark.parametrize("named", [{"num_labels": 3}, {"num_labels": 3, "id2label": {"0": "no", "1": "yes"}}, {}])
 @pytest.mark.parametrize("class_name", ["BertForSequenceClassification", "BertForTokenClassification"])
 def test_the_scores_determine_the_number_of_labels(named, class_name, tmp_path):
-    """A published config may name fewer labels than there are scores; the scores are kept as unnamed ones."""
+    """A published config may name fewer labels than there are scores; those without a name get the default."""
     peer = peers.peer(class_name, "bert", num_labels=3)
     peer.save_pretrained(tmp_path)
     config = json.loads((tmp_path / "config.json").read_text())
     written = {key: value for key, value in config.items() if key not in ("id2label", "label2id", "num_labels")}
     (tmp_path / "config.json").write_text(json.dumps(written | named))
     weights = load_pretrained(str(tmp_path))
-    assert weights.task_record["labels"] == ["LABEL_0", "LABEL_1", "LABEL_2"]
+    expected = ["no", "yes"] if "id2label" in named else ["LABEL_0", "LABEL_1"]
+    assert weights.task_record["labels"] == [*expected, "LABEL_2"]
     kind = {"BertForSequenceClassification": "sequence_classification"}.get(class_name, "token_classification")
-    fitted = fit_head(weights, kind, {"labels": LABELS})
+    labels = [*expected, "LABEL_2"] if "id2label" in named else LABELS
+    fitted = fit_head(weights, kind, {"labels": labels})
     assert torch.equal(fitted.heads["classifier.weight"], peer.classifier.weight)
     assert fitted.unused == ()
