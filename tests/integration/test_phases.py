@@ -64,6 +64,8 @@ def test_each_phase_trains_under_its_own_settings_and_steps_are_counted_over_the
 def test_the_last_checkpoint_of_each_phase_is_kept_and_opens_with_the_model_of_its_phase(finished: Path):
     saved = yaml.safe_load((finished / "config.yaml").read_text(encoding="utf-8"))
     assert {name: phase["last_step"] for name, phase in saved["phases"].items()} == ENDS
+    report = (finished / "report.html").read_text(encoding="utf-8")
+    assert "main up to step 7, context up to step 12, decay up to step 16" in report
     thetas = {}
     for name, step in ENDS.items():
         source = str(finished / "checkpoints" / f"step_{step:08d}")

@@ -90,7 +90,7 @@ def write_report(run_folder: Path) -> Path:
     name = run_folder.resolve().name
     summary, analyses = read_summary(run_folder), read_analyses(run_folder)
     config, start = read_saved_config(run_folder), _last_start(run_folder)
-    settings = {title: _setting(config, key) for title, key in _CONFIG_FACTS.items()}
+    settings = _phases(config) | {title: _setting(config, key) for title, key in _CONFIG_FACTS.items()}
     sections = [
         Section("metrics", "Metrics", tables=_metrics(summary, analyses)),
         Section("curves", "Curves", pictures=_curves(run_folder, analyses)),
@@ -148,6 +148,13 @@ def _origin(start: Mapping[str, Any]) -> dict[str, str]:
         "versions": ", ".join(f"{library} {versions[library]}" for library in ("python", "torch", "lightning")),
         "command": start["command"],
     }
+
+
+def _phases(config: Mapping[str, Any]) -> dict[str, str]:
+    """Returns the phases of a run, and the one whose settings the config holds; empty if the run has none."""
+    phases = config.get("phases") or {}
+    ends = [f"{name} up to step {phase['last_step']:,}" for name, phase in phases.items()]
+    return {"phases": ", ".join(ends), "settings of phase": str(config["phase"])} if ends else {}
 
 
 def _setting(config: Mapping[str, Any], key: str) -> str:
