@@ -7,7 +7,7 @@ import numpy as np
 import torch
 
 from framework.metrics.correlation import average_ranks, correlation
-from framework.metrics.ranking import hit_rate, ndcg, ranked_relevance, recall, reciprocal_rank
+from framework.metrics.ranking import RankedGains, hit_rate, ndcg, rank_gains, recall, reciprocal_rank
 from framework.tasks.embedding.features import SearchRole
 from framework.tasks.embedding.losses import ANCHOR, POSITIVE
 
@@ -88,12 +88,12 @@ def search_values(
                 similarities[row, column_of[index]] = -np.inf
         is_answered = is_relevant.any(axis=1)
         indices += [chunk[row][0] for row in np.flatnonzero(is_answered).tolist()]
-        for name, values in _values(ranked_relevance(similarities[is_answered], is_relevant[is_answered])).items():
+        for name, values in _values(rank_gains(similarities[is_answered], is_relevant[is_answered])).items():
             by_metric[name].append(values)
     return indices, {name: np.concatenate(values) for name, values in by_metric.items()}
 
 
-def _values(ranked: np.ndarray) -> dict[str, np.ndarray]:
+def _values(ranked: RankedGains) -> dict[str, np.ndarray]:
     """Computes (queries,) values of each metric."""
     by_cut = {"hit_rate": hit_rate, "recall": recall}
     return {

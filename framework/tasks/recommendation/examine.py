@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from framework.metrics.ranking import ndcg, ranked_relevance
+from framework.metrics.ranking import ndcg, rank_gains
 from framework.tasks.examination import Examination, ExaminedRow, ItemResults
 from framework.tasks.recommendation.catalogue import Catalogue
 from framework.tasks.recommendation.search import Score, best_items, unseen_scores
@@ -35,7 +35,7 @@ def examine_trial(
         is_relevant = np.zeros(scores.shape, dtype=bool)
         for row, question in enumerate(chunk):
             is_relevant[row, question.relevant] = True
-        values = ndcg(ranked_relevance(scores, is_relevant), _CUT)
+        values = ndcg(rank_gains(scores, is_relevant), _CUT)
         for question, value, row_scores in zip(chunk, values.tolist(), scores, strict=True):
             rows.append(
                 ExaminedRow(

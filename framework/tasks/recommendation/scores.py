@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from framework.metrics.ranking import ndcg, ranked_relevance, recall
+from framework.metrics.ranking import ndcg, rank_gains, recall
 from framework.tasks.recommendation.search import Score, unseen_scores
 from framework.tasks.recommendation.trial import Trial
 
@@ -30,7 +30,7 @@ def metrics_by_user(trial: Trial, score: Score) -> dict[str, np.ndarray]:
         is_relevant = np.zeros(scores.shape, dtype=bool)
         for row, question in enumerate(chunk):
             is_relevant[row, question.relevant] = True
-        ranked = ranked_relevance(scores, is_relevant)
+        ranked = rank_gains(scores, is_relevant)
         for name, metric in (("recall", recall), ("ndcg", ndcg)):
             for k in CUTS:
                 by_metric.setdefault(f"{name}_at_{k}", []).append(metric(ranked, k))
