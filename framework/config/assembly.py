@@ -2,82 +2,27 @@
 
 import logging
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 from omegaconf import DictConfig
 
-from framework.checkpoint.layout import step_of
+from framework.config.assembled_run import AssembledPhase, AssembledRun
 from framework.config.build import Parts, build_module, build_parts, build_settings
 from framework.config.checks import check_device, check_profile, obstacle_to_graphs
 from framework.config.phases import LAST_STEP, Phase, check_phases, naming_phase, phase_configs, with_results
-from framework.config.run_folder import RunFolder, find_run_folder
+from framework.config.run_folder import find_run_folder
 from framework.config.schema import TrainConfig
 from framework.config.secrets import masked
 from framework.config.session import as_run, build_data
-from framework.datamodules.datamodule import EncoderDataModule
 from framework.distributed.parallel.compile import resolve_compile
 from framework.distributed.parallel.precision import Precision, resolve_precision
 from framework.distributed.processes.environment import ProcessInfo
-from framework.modules.encoder_module import EncoderModule
 from framework.modules.passes.captured import CudaGraphs
 from framework.privacy.secret import SECRET_BYTES
 from framework.tracking.loggers import check_loggers
 
 logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class AssembledPhase:
-    """A phase of a run, or a whole run without phases, that passed all checks that need no device.
-
-    Attributes:
-        phase: Name and number.
-        config: Resolved config of the phase with masked secrets.
-        settings: The same config as typed settings.
-        parts: Components.
-        data: LightningDataModule.
-        module: LightningModule, its weights on the meta device.
-    """
-
-    phase: Phase
-    config: Mapping[str, Any]
-    settings: TrainConfig
-    parts: Parts
-    data: EncoderDataModule
-    module: EncoderModule
-
-
-@dataclass(frozen=True)
-class AssembledRun:
-    """A run that passed all checks that need no device and no other process.
-
-    Attributes:
-        phases: Phases that are not finished in their order; a run without phases has one.
-        configs: Resolved config of each phase with masked secrets.
-        max_steps: Optimizer steps of the whole run.
-        folder: Run folder and the checkpoint to resume from.
-    """
-
-    phases: tuple[AssembledPhase, ...]
-    configs: tuple[Mapping[str, Any], ...]
-    max_steps: int
-    folder: RunFolder
-
-    @property
-    def settings(self) -> TrainConfig:
-        """Returns the settings of the first phase that is left; groups that phases cannot change apply to the run."""
-        return self.phases[0].settings
-
-    def from_step_in(self, folder: RunFolder) -> "AssembledRun":
-        """Returns the run without the phases that a run folder has finished, except the last one."""
-        step = 0 if folder.checkpoint is None else step_of(folder.checkpoint)
-        left = tuple(each for each in self.phases if step < each.parts.max_steps)
-        return replace(self, phases=left or self.phases[-1:], folder=folder)
-
-    def find_folder(self) -> RunFolder:
-        """Reads the run folder, in which another start, or the phase before, may have trained."""
-        return find_run_folder(self.settings.run, self.configs)
 
 
 def assemble_run(
@@ -98,9 +43,9 @@ def assemble_run(
     saved = config if composed is None else masked(composed, config)
     phases: list[AssembledPhase] = []
     for (phase, its_config), (_, its_saved) in zip(phase_configs(config), phase_configs(saved), strict=True):
-        first_step = phases[-1].parts.max_steps if phases else 0
+        earlier = phases[-1].parts if phases else None
         with naming_phase(phase):
-            phases.append(_assemble_phase(phase, its_config, its_saved, info, device_type, first_step))
+            phases.append(_assemble_phase(phase, its_config, its_saved, info, device_type, earlier))
     check_profile(phases[-1].settings.trainer, phases[-1].parts.max_steps)
     shapes = [{name: tuple(weight.shape) for name, weight in each.parts.model.named_parameters()} for each in phases]
     check_phases(shapes, [each.config for each in phases])
@@ -117,7 +62,7 @@ def _assemble_phase(
     saved: Mapping[str, Any],
     info: ProcessInfo,
     device_type: str,
-    first_step: int,
+    earlier: Parts | None,
 ) -> AssembledPhase:
     """Assembles a phase from its config, and its record from the same config with masked secrets."""
     settings = build_settings(config, info.world_size)
@@ -127,7 +72,7 @@ def _assemble_phase(
     if device_type == "cuda" or not settings.check:
         check_device(settings, precision, device_type)
     check_loggers(settings.logger)
-    parts = build_parts(settings, info.world_size, first_step)
+    parts = build_parts(settings, info.world_size, earlier)
     strategy = settings.strategy
     backend = resolve_compile(
         "none" if parts.privacy is not None else strategy.compile,  # norms of units need the modules of each layer

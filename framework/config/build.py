@@ -117,24 +117,25 @@ def _find_starting_weights(settings: TrainConfig) -> PretrainedWeights | None:
     return find_weights(settings.init_from, runs, settings.init_weights, settings.init_average_last)
 
 
-def build_parts(settings: TrainConfig, world_size: int, first_step: int = 0) -> Parts:
+def build_parts(settings: TrainConfig, world_size: int, earlier: Parts | None = None) -> Parts:
     """Reads tokenizer, data and starting weights, builds task and model, and checks that they fit each other.
 
     Args:
         settings: Settings of the run, or of one of its phases.
         world_size: Number of processes.
-        first_step: Steps of the run before the phase.
+        earlier: Components of the phase before, whose starting weights are kept in memory once for all phases; None:
+            this is the first phase.
 
     Raises:
         FrameworkError: A file cannot be used, or two parts do not fit each other.
     """
-    weights = _find_starting_weights(settings)
+    weights = _find_starting_weights(settings) if earlier is None else earlier.weights
     tokenizer = build_tokenizer(settings.tokenizer, weights, settings.extend_vocabulary)
-    if settings.extend_vocabulary and weights is not None:
+    if earlier is None and weights is not None and settings.extend_vocabulary:
         weights = extend_vocabulary(weights, tokenizer)
     task: Task = settings.task.build()
     config = build_encoder_config(settings, tokenizer, weights, task)
-    if settings.init_tiling and weights is not None:
+    if earlier is None and weights is not None and settings.init_tiling:
         weights = tiled(weights, config)
     check_vocabulary(tokenizer, config, weights)
     shape = settings.strategy.shape(world_size)
@@ -154,12 +155,13 @@ def build_parts(settings: TrainConfig, world_size: int, first_step: int = 0) -> 
     model = build_model(task, config, settings.adapter)
     check_regularization(settings.regularization.build(), task, model)
     freeze(model, settings.trainer.freeze, "trainer.freeze")
-    if weights is not None:
+    if earlier is None and weights is not None:
         weights = fit_head(weights, task.head_kind, task.to_record())
         _check_new_patches_are_trained(model, match_parameters(model, weights)[1])
     token_steps = token_steps_of(settings.trainer, sources["train"])
     size, num_sequences = token_steps.global_batch_size, len(sources["train"])
     every = settings.trainer.val_every_n_steps or steps_per_epoch(num_sequences, size)
+    first_step = 0 if earlier is None else earlier.max_steps
     max_steps = first_step + run_length(settings.trainer, token_steps, num_sequences, task.wraps_epochs)
     return Parts(
         tokenizer,

@@ -3,7 +3,7 @@
 import gc
 from functools import partial
 
-from framework.config.assembly import AssembledRun
+from framework.config.assembled_run import AssembledRun
 from framework.config.session import build_run_trainer, is_finished, prepare_training_texts, start_run
 from framework.config.supervision import Supervision
 from framework.distributed.processes.agreement import first_rank_value
@@ -41,10 +41,10 @@ def train_phases(run: AssembledRun, info: ProcessInfo, device_type: str) -> Asse
 def _train_phase(run: AssembledRun, info: ProcessInfo, device_type: str) -> bool:
     """Trains the first phase that is left, and returns True if it reached its last step."""
     phase, folder = run.phases[0], run.folder
-    parts, plan = phase.parts, phase.data.plans["train"]
+    parts = phase.parts
     start_run(folder, phase.config, parts, info.world_size)
     prepare_training_texts(parts, folder, info, device_type)
     with Supervision(folder.path, info, phase.settings.trainer.timeout_seconds):
-        trainer = build_run_trainer(phase.settings, parts, plan, folder, info, device_type, phase.phase, run.max_steps)
+        trainer = build_run_trainer(run, info, device_type)
         trainer.fit(phase.module, datamodule=phase.data)
     return trainer.global_step >= parts.max_steps

@@ -2,7 +2,7 @@
 
 from framework.callbacks.plan_line import MEASURED_STEPS, plan_text
 from framework.checkpoint.layout import step_of
-from framework.config.assembly import AssembledRun
+from framework.config.assembled_run import AssembledRun
 from framework.config.build import Parts
 from framework.config.phases import LAST_STEP, PHASES
 from framework.distributed.processes.environment import ProcessInfo

@@ -23,6 +23,7 @@ from framework.callbacks.standard import Endings, standard_callbacks
 from framework.callbacks.throughput import Throughput
 from framework.callbacks.timings import Timings
 from framework.checkpoint.layout import DamagedError, read_state, step_of
+from framework.config.assembled_run import AssembledRun
 from framework.config.augmenting import prepare_word_samples
 from framework.config.build import Parts
 from framework.config.ending import retention_of
@@ -41,7 +42,6 @@ from framework.config.schema import TrainConfig
 from framework.config.wandb_run import open_wandb_run
 from framework.data.facts import SplitFacts, facts_of, without_texts
 from framework.data.planning.collate import shape_on
-from framework.data.planning.plan import StepPlan
 from framework.data.tokenization.tokenizer import SEPARATORS_KEY
 from framework.datamodules.datamodule import EncoderDataModule
 from framework.distributed.memory import CudaMemory
@@ -196,34 +196,27 @@ def build_data(
     return data
 
 
-def build_run_trainer(
-    settings: TrainConfig,
-    parts: Parts,
-    plan: StepPlan,
-    folder: RunFolder,
-    info: ProcessInfo,
-    device_type: str,
-    phase: Phase,
-    run_steps: int,
-) -> Trainer:
-    """Builds the Trainer of a started run or phase with its callbacks and, on rank 0, its logger."""
+def build_run_trainer(run: AssembledRun, info: ProcessInfo, device_type: str) -> Trainer:
+    """Builds the Trainer for the first phase left of a started run, with its callbacks and, on rank 0, its loggers."""
+    phase, folder = run.phases[0], run.folder
+    settings, parts = phase.settings, phase.parts
     cadence = Cadence(
         max_steps=parts.max_steps,
         log_every_n_steps=settings.trainer.log_every_n_steps,
         validate_every_n_steps=parts.validate_every_n_steps,
         checkpoint_every_n_steps=settings.trainer.checkpoint_every_n_steps,
         probe_every_n_steps=settings.trainer.probe_every_n_steps,
-        run_steps=run_steps,
+        run_steps=run.max_steps,
     )
     callbacks = standard_callbacks(
         folder.path,
         cadence,
         parts.task,
         retention_of(settings.trainer, parts.task, read_config(folder.path)),
-        resume=_resume(settings, folder, phase, parts.first_step),
+        resume=_resume(settings, folder, phase.phase, parts.first_step),
         loggers=_loggers(settings, folder) if info.rank == 0 else (),
         throughput=Throughput(Timings(), _step_flops(parts), peak_flops(device_type, info.world_size)),
-        plan=plan,
+        plan=phase.data.plans["train"],
         timeout_seconds=settings.trainer.timeout_seconds,
         checkpoint_async=settings.trainer.checkpoint_async,
         checkpoints=folder.checkpoints,
@@ -234,7 +227,7 @@ def build_run_trainer(
             settings.trainer.patience,
             None if settings.trial is None else StudyTrial(Path(settings.trial.folder), settings.trial.number),
         ),
-        phase=phase.name,
+        phase=phase.phase.name,
     )
     return build_trainer(
         build_strategy(

@@ -11,7 +11,8 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
-from framework.config.assembly import AssembledRun, assemble_run
+from framework.config.assembled_run import AssembledRun
+from framework.config.assembly import assemble_run
 from framework.config.build import build_settings
 from framework.config.identity import GROWING_KEYS, flatten
 from framework.config.run_folder import read_config

@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 from hydra import compose, initialize_config_dir
 
-from framework.config.assembly import AssembledPhase, assemble_run
+from framework.config.assembled_run import AssembledPhase
+from framework.config.assembly import assemble_run
 from framework.config.command import resolve_config
 from framework.config.resolvers import conf_folder, register_resolvers
 from framework.distributed.processes.environment import ProcessInfo

@@ -6,10 +6,16 @@ from typing import Any
 
 import pytest
 import yaml
+from hydra import compose, initialize_config_dir
 
 from framework import train
 from framework.checkpoint.load import read_full_state
+from framework.config import build
+from framework.config.assembly import assemble_run
+from framework.config.command import resolve_config
+from framework.config.resolvers import conf_folder, register_resolvers
 from framework.config.weights import find_weights
+from framework.distributed.processes.environment import ProcessInfo
 from framework.errors import ConfigError
 from framework.modules.encoder_module import EncoderModule
 from tests.support.training.tiny_run import arguments, make_store, rows, summary
@@ -103,6 +109,20 @@ def test_a_finished_run_trains_no_step_and_other_phases_are_another_run(finished
         start(store, finished.parent, "phases.decay.trainer.max_steps=5")
     starts = json.loads((finished / "provenance.json").read_text())["starts"]
     assert [each["phase"] for each in starts] == list(ENDS)
+
+
+def test_phases_share_the_starting_weights_which_are_read_once(
+    finished: Path, store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    reads = []
+    monkeypatch.setattr(build, "find_weights", lambda *source: reads.append(source) or find_weights(*source))
+    own = [each for each in arguments(store, tmp_path, "run", "single") if "max_steps" not in each]
+    register_resolvers()
+    with initialize_config_dir(str(conf_folder()), version_base="1.3"):
+        composed = compose("train", [*own, *(f"+{phase}" for phase in PHASES), f"init_from={finished}"])
+    phases = assemble_run(resolve_config(composed), ProcessInfo(), "cpu").phases
+    assert len(reads) == 1 and len(phases) == 3
+    assert all(phase.parts.weights is phases[0].parts.weights is not None for phase in phases)
 
 
 @pytest.mark.parametrize(
