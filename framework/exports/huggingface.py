@@ -84,7 +84,9 @@ def export_huggingface(
     check_target(folder)
     tokenizer = _load_tokenizer(Path(tokenizer_dir), config, task_record.get(SEPARATORS_KEY))
     encoder = part_of(state_dict, "encoder.")
-    heads = _untied(part_of(state_dict, "head."), encoder["embeddings.word_embeddings.weight"])
+    heads = part_of(state_dict, "head.")
+    if FAMILIES[config.family].ties_decoder:
+        heads = _untied(heads, encoder["embeddings.word_embeddings.weight"])
     published = _publish(config, encoder, heads, head_kind, task_record, tokenizer)
     reads_pictures = FAMILIES[config.family].pixels is not None
     without_class = _without_class({} if reads_pictures else encoder, heads, published.head_names)
@@ -143,7 +145,7 @@ def _publish(
     published_config = family.write_config(config)
     published_config |= _head_config(family, published_class, task_record, heads)
     if family.pixels is None:
-        published_config |= {"tie_word_embeddings": True, **_special_token_config(family, tokenizer)}
+        published_config |= {"tie_word_embeddings": family.ties_decoder, **_special_token_config(family, tokenizer)}
     tensors = _published_tensors(family, published_class, config, encoder, heads)
     if own is not None:
         full_config, tensors = write_own_class(

@@ -1,8 +1,8 @@
 """EuroBERT in the Hugging Face layout (`transformers.models.eurobert`; Boizard et al. 2025, arXiv:2503.05500).
 
 Pre-norm layers with RMS norms, SwiGLU and rotary positions. Keys and values that several queries share are read as a
-copy for each query: the arithmetic is equal, and training may then change each copy. The head over the vocabulary has
-no transform and a weight of its own, so it is not read.
+copy for each query: the arithmetic is equal, and training may then change each copy. The head over the vocabulary
+is one linear layer with a weight of its own.
 """
 
 from collections.abc import Mapping
@@ -21,7 +21,7 @@ from framework.published.family import (
     write_activation,
     write_fields,
 )
-from framework.published.kinds import SEQUENCE_CLASSIFICATION, TOKEN_CLASSIFICATION
+from framework.published.kinds import PRETRAINING, SEQUENCE_CLASSIFICATION, TOKEN_CLASSIFICATION
 from framework.published.rules import Rule, grouped_qkv, renamed
 
 _FIELDS = {**FIELDS, "norm_eps": "rms_norm_eps", "bias": "attention_bias"}
@@ -41,7 +41,7 @@ _DEFAULTS = {
     "mlp_bias": False,
 }
 _SCORES = tuple(renamed("classifier", "classifier"))
-_CLASSES = (
+_OTHER_CLASSES = (
     PublishedClass(
         "ForSequenceClassification",
         SEQUENCE_CLASSIFICATION,
@@ -79,6 +79,11 @@ def _read_config(published: Mapping[str, Any]) -> EncoderConfig:
         embedding_dropout=0.0,
         output_initialization="scaled",
     )
+
+
+def _classes(config: EncoderConfig) -> tuple[PublishedClass, ...]:
+    words = tuple(renamed("mlm.decoder", "lm_head", config.bias))
+    return PublishedClass("ForMaskedLM", PRETRAINING, head_rules=words), *_OTHER_CLASSES
 
 
 def _write_config(config: EncoderConfig) -> dict[str, Any]:
@@ -129,11 +134,12 @@ EUROBERT = Family(
     read_config=_read_config,
     write_config=_write_config,
     encoder_rules=_encoder_rules,
-    classes=lambda _config: _CLASSES,
+    classes=_classes,
     base_rules=(),
     named_rules=(),
     tied=frozenset(),
     ignored=frozenset(),
     special_tokens={"bos_token_id": "cls", "eos_token_id": "sep"},
     pooler_activation="gelu",
+    ties_decoder=False,
 )

@@ -107,6 +107,9 @@ class Family:
         transform_activation: Activation of the transform before the decoder over the vocabulary; None: that of the
             encoder.
         transform_has_bias: True if the dense layer of the transform has a bias although the encoder has none.
+        ties_decoder: True if the decoder over the vocabulary shares the word embeddings and follows the transform;
+            False: it is one linear layer with a weight of its own, without a transform (EuroBERT, NeoBERT).
+        decoder_has_bias: True if such a decoder has a bias although the encoder has none.
         transforms_scores: True if this transform also precedes the scores of every other head (ModernBERT).
         counts_after_padding: True if positions are counted from the id after the padding id (RoBERTa).
         pixels: For vision towers the mean and the standard deviation of pixels in [0, 1] by channel, by which pictures
@@ -132,6 +135,8 @@ class Family:
     pooler_activation: str = "tanh"
     transform_activation: str | None = None
     transform_has_bias: bool = False
+    ties_decoder: bool = True
+    decoder_has_bias: bool = False
     transforms_scores: bool = False
     counts_after_padding: bool = False
     pixels: tuple[tuple[float, ...], tuple[float, ...]] | None = None

@@ -1,8 +1,8 @@
 """NeoBERT in its published layout (chandar-lab/NeoBERT; Le Breton et al. 2025, arXiv:2502.19587).
 
 Pre-norm layers with RMS norms, SwiGLU and rotary positions. transformers has no class for it: an export names the
-authors' code on the Hugging Face Hub, which `trust_remote_code=True` downloads. The head over the vocabulary has no
-transform and a weight of its own, so it is not read.
+authors' code on the Hugging Face Hub, which `trust_remote_code=True` downloads. The head over the vocabulary is one
+linear layer with a weight of its own.
 """
 
 from collections.abc import Mapping
@@ -11,7 +11,7 @@ from typing import Any
 from framework.errors import CheckpointError
 from framework.models.config import EncoderConfig
 from framework.published.family import FIELDS, Family, PublishedClass, check_expressible, read_fields, write_fields
-from framework.published.kinds import SEQUENCE_CLASSIFICATION
+from framework.published.kinds import PRETRAINING, SEQUENCE_CLASSIFICATION
 from framework.published.rules import Rule, interleaved_qkv, renamed, split_in_two
 
 _FIELDS = {
@@ -37,6 +37,7 @@ _THETA = 10000.0
 _CODE = "chandar-lab/NeoBERT--model"
 _POOLED = (*renamed("pooler.dense", "dense"), *renamed("classifier", "classifier"))
 _CLASSES = (
+    PublishedClass("LMHead", PRETRAINING, head_rules=tuple(renamed("mlm.decoder", "decoder"))),
     PublishedClass("ForSequenceClassification", SEQUENCE_CLASSIFICATION, head_rules=_POOLED, poolings=("cls",)),
 )
 
@@ -91,6 +92,7 @@ def _write_config(config: EncoderConfig) -> dict[str, Any]:
         "auto_map": {
             "AutoConfig": f"{_CODE}.NeoBERTConfig",
             "AutoModel": f"{_CODE}.NeoBERT",
+            "AutoModelForMaskedLM": f"{_CODE}.NeoBERTLMHead",
             "AutoModelForSequenceClassification": f"{_CODE}.NeoBERTForSequenceClassification",
         },
     }
@@ -126,4 +128,6 @@ NEOBERT = Family(
     ignored=frozenset({"freqs_cis"}),
     special_tokens={},
     has_class=False,
+    ties_decoder=False,
+    decoder_has_bias=True,
 )

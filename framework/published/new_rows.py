@@ -1,4 +1,4 @@
-"""Adds rows for new tokens to starting weights: embeddings, and biases of the decoder of masked words.
+"""Adds rows for new tokens to starting weights: embeddings, and the decoder of masked words.
 
 A new row is the mean of the rows of the token's old pieces (Gee et al. 2022, "Fast Vocabulary Transfer", EMNLP
 Industry, section 3). A token without pieces gets the mean of all words (Hewitt 2021, "Initializing New Word
@@ -14,7 +14,7 @@ from torch import Tensor
 from framework.published.pretrained import PretrainedWeights
 
 _WORDS = "embeddings.word_embeddings.weight"
-_ROWS_OF_HEADS = ("mlm.decoder.bias", f"decoder.{_WORDS}")
+_ROWS_OF_HEADS = ("mlm.decoder.weight", "mlm.decoder.bias", f"decoder.{_WORDS}")
 """Tensors of heads with a row or an element for each id."""
 
 

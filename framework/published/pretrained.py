@@ -39,7 +39,9 @@ _SAME_ARITHMETIC = (
     *("num_heads", "position_encoding", "position_offset", "norm_placement", "activation", "norm_eps"),
     *("relative_bias", "relative_distance"),
 )
-_PADDED_BY_VOCABULARY = ("encoder.embeddings.word_embeddings.weight", "head.mlm.decoder.bias")
+_PADDED_BY_VOCABULARY = (
+    *("encoder.embeddings.word_embeddings.weight", "head.mlm.decoder.weight", "head.mlm.decoder.bias"),
+)
 PATCH_EMBEDDINGS = "embeddings.patch_embeddings."
 """Prefix of the tensors of an encoder that no class of transformers for texts has."""
 _MAX_PADDING = 127

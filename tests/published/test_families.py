@@ -82,8 +82,6 @@ def their_scores(kind: str, peer: nn.Module, inputs: dict[str, Tensor]) -> Tenso
     return peers.unpadded(outputs.logits, inputs)
 
 
-OWN_DECODER = ("eurobert",)
-"""Families whose head over the vocabulary has no transform and a weight of its own, so it is not read."""
 NOMIC_CONFIG = {
     "model_type": "nomic_bert",
     "n_embd": 32,
@@ -104,7 +102,7 @@ CASES = [
     (family, kind)
     for family in NEW
     for kind, auto in AUTO.items()
-    if type(peers.CONFIGS[family]) in auto._model_mapping and not (kind == "pretraining" and family in OWN_DECODER)
+    if type(peers.CONFIGS[family]) in auto._model_mapping
 ]
 
 

@@ -13,6 +13,7 @@ from torch.testing import assert_close
 from framework.errors import CheckpointError
 from framework.exports.huggingface import export_huggingface
 from framework.published.pretrained import load_pretrained
+from framework.tasks.pretraining.head import build_pretraining_head
 from framework.tasks.sequence_classification.head import build_sequence_classification_head
 from framework.tasks.task import TaskModel
 from tests.support.exports.small_exports import make_tokenizer
@@ -115,6 +116,31 @@ def test_scores_and_hidden_states_and_the_way_back(folder):
     assert written["auto_map"]["AutoModelForSequenceClassification"].startswith("chandar-lab/NeoBERT--model.")
     again = load_pretrained(str(export))
     assert peers.same(again, weights)
+    (export / "cloze.json").unlink()
+    assert peers.same(load_pretrained(str(export)), weights)
+
+
+@torch.no_grad()
+def test_scores_of_words_have_a_decoder_of_their_own(folder):
+    tensors = {name: tensor for name, tensor in make_tensors().items() if name.startswith("model.")}
+    generator = torch.Generator().manual_seed(1)
+    decoder = torch.randn(99, HIDDEN, generator=generator), torch.randn(99, generator=generator)
+    tensors |= {"decoder.weight": decoder[0], "decoder.bias": decoder[1]}
+    save_file(tensors, folder / "model.safetensors")
+    (folder / "config.json").write_text(json.dumps({**CONFIG, "architectures": ["NeoBERTLMHead"]}))
+    weights = load_pretrained(str(folder))
+    assert (weights.head_kind, weights.unused) == ("pretraining", ())
+    encoder = peers.encoder_of(weights)
+    model = TaskModel(encoder, build_pretraining_head(encoder, weights.config, nsp=False))
+    assert load_into(model, weights) == []
+    ids = peers.sequences()
+    expected = torch.cat([functional.linear(neobert(tensors, each), *decoder) for each in ids])
+    assert_close(model.head.mlm(model.encoder(peers.pack(ids))), expected, rtol=1e-4, atol=1e-3)
+    (folder / "tokenizer").mkdir()
+    export, tokenizer = folder / "export", make_tokenizer(folder / "tokenizer", 0)
+    export_huggingface(export, weights.config, model.state_dict(), "pretraining", tokenizer, {})
+    written = json.loads((export / "config.json").read_text())
+    assert (written["architectures"], written["tie_word_embeddings"]) == (["NeoBERTLMHead"], False)
     (export / "cloze.json").unlink()
     assert peers.same(load_pretrained(str(export)), weights)
 

@@ -6,6 +6,7 @@ from torch import Tensor, nn
 from framework.batch import PackedBatch
 from framework.models.config import EncoderConfig
 from framework.models.encoder import TransformerEncoder
+from framework.published.families import FAMILIES
 from framework.tasks.pooling import Pooler, PredictionTransform, pool_first
 
 
@@ -43,6 +44,23 @@ class MaskedLanguageModelHead(PredictionTransform):
         return self.decoder(super().forward(x))
 
 
+class LinearLanguageModelHead(nn.Module):
+    """Decoder with a weight of its own and without a transform (`EuroBertForMaskedLM` in transformers).
+
+    Args:
+        config: Encoder configuration.
+    """
+
+    def __init__(self, config: EncoderConfig) -> None:
+        super().__init__()
+        has_bias = config.bias or FAMILIES[config.family].decoder_has_bias
+        self.decoder = nn.Linear(config.hidden_size, config.vocab_size, has_bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Maps (targets, hidden) to logits (targets, vocab)."""
+        return self.decoder(x)
+
+
 class PretrainingHead(nn.Module):
     """Heads of masked language modelling and, given a pooler and a classifier, next-sentence prediction (NSP).
 
@@ -53,7 +71,10 @@ class PretrainingHead(nn.Module):
     """
 
     def __init__(
-        self, mlm: MaskedLanguageModelHead, pooler: Pooler | None = None, nsp: nn.Linear | None = None
+        self,
+        mlm: MaskedLanguageModelHead | LinearLanguageModelHead,
+        pooler: Pooler | None = None,
+        nsp: nn.Linear | None = None,
     ) -> None:
         super().__init__()
         self.mlm = mlm
@@ -88,8 +109,12 @@ def build_pretraining_head(encoder: TransformerEncoder, config: EncoderConfig, n
         config: Encoder configuration.
         nsp: True adds the head of next-sentence prediction.
     """
-    decoder = TiedDecoder(encoder.get_parameter("embeddings.word_embeddings.weight"))
-    mlm = MaskedLanguageModelHead(config, decoder)
+    mlm: MaskedLanguageModelHead | LinearLanguageModelHead
+    if FAMILIES[config.family].ties_decoder:
+        words = encoder.get_parameter("embeddings.word_embeddings.weight")
+        mlm = MaskedLanguageModelHead(config, TiedDecoder(words))
+    else:
+        mlm = LinearLanguageModelHead(config)
     if not nsp:
         return PretrainingHead(mlm)
     return PretrainingHead(mlm, Pooler(config), nn.Linear(config.hidden_size, 2))

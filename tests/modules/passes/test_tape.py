@@ -167,11 +167,13 @@ def test_norms_equal_a_loop_over_single_sequences(family, head, trained):
         torch.testing.assert_close(norms_by_tape(model, pack(numbers, is_padded), head), expected, rtol=1e-5, atol=1e-7)
 
 
-@pytest.mark.parametrize("family", ["eurobert", "electra"])
-def test_norms_with_rms_norms_or_projected_embeddings(family):
-    model, numbers = build_model(family, "classifier"), [2, 0, 4]
-    expected = norms_by_loop(model, numbers, "classifier")
-    ours = norms_by_tape(model, pack(numbers, is_padded=False), "classifier")
+@pytest.mark.parametrize(
+    ("family", "head"), [("eurobert", "classifier"), ("eurobert", "words"), ("electra", "classifier")]
+)
+def test_norms_with_rms_norms_an_own_decoder_or_projected_embeddings(family, head):
+    model, numbers = build_model(family, head), [2, 0, 4]
+    expected = norms_by_loop(model, numbers, head)
+    ours = norms_by_tape(model, pack(numbers, is_padded=False), head)
     torch.testing.assert_close(ours, expected, rtol=1e-5, atol=1e-7)
 
 
