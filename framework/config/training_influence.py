@@ -7,9 +7,10 @@ from typing import Any
 
 import numpy as np
 
-from framework.checkpoint.layout import complete_checkpoints, read_state
+from framework.checkpoint.layout import complete_checkpoints, read_state, step_of
 from framework.checkpoint.storage import Location
 from framework.config.command_schema import ExplainConfig
+from framework.config.phases import PHASE, phase_of
 from framework.config.provenance import data_fingerprint
 from framework.config.run_folder import read_config, saved_checkpoints_folder
 from framework.config.run_records import read_starts
@@ -36,7 +37,7 @@ class TrainingRows:
         source: Items of the training split.
         names: Location of each row: file and row.
         row_of_item: (items,) index of the row of each item.
-        checkpoints: Kept checkpoints, oldest first.
+        checkpoints: Kept checkpoints, oldest first; with phases, those of the newest one, whose rows these are.
         learning_rates: Learning rate of the step before each checkpoint.
         num_layers: Number of last layers of the encoder whose gradients count, beside the head.
         runs: Folder that contains the run folders.
@@ -120,7 +121,8 @@ def open_training_rows(settings: ExplainConfig, trained: Trained) -> TrainingRow
         trained: Run.
 
     Raises:
-        ConfigError: The model is an export or has an adapter, or the loss is no sum over rows.
+        ConfigError: The model is an export or has an adapter, the loss is no sum over rows, or the newest phase of the
+            run has no checkpoint.
         DataError: The data differs from that of the training.
     """
     given, folder, task = f"training_rows is {settings.training_rows}", trained.folder, trained.task
@@ -139,13 +141,22 @@ def open_training_rows(settings: ExplainConfig, trained: Trained) -> TrainingRow
             f"{given}, but {settings.run} trains an adapter. Influence is computed for weights that are trained "
             "themselves. Set training_rows=0."
         )
-    checkpoints = complete_checkpoints(saved_checkpoints_folder(folder))
-    with reading_record(checkpoints[0].parent if checkpoints else folder, "Restore the file"):
-        base_rate = float((read_config(folder)["optimizer"]).get("lr", 1.0))
+    config = read_config(folder)
+    phase = config.get(PHASE)
+    found = complete_checkpoints(saved_checkpoints_folder(folder))
+    checkpoints = [each for each in found if phase_of(config, step_of(each)) == phase]
+    if not checkpoints:
+        which = f"no checkpoint of its phase {phase}" if phase else "no checkpoint"
+        raise ConfigError(
+            f"{given}, but {settings.run} has {which}. Influence is computed at checkpoints. Train further, or set "
+            "training_rows=0."
+        )
+    with reading_record(checkpoints[0].parent, "Restore the file"):
+        base_rate = float(config["optimizer"].get("lr", 1.0))
         rates = [base_rate * float(read_state(each)["schedule"]["factor"]) for each in checkpoints]
     task.keeps_training_rows = True
     sources = task.build_sources(build_data_component(task, trained.data), trained.tokenizer, seed=0)
-    starts = read_starts(folder)
+    starts = [each for each in read_starts(folder) if each.get(PHASE) == phase]
     if starts and starts[0]["fingerprints"].get("data") not in (None, data_fingerprint(sources)):
         raise DataError(
             f"the data of {folder} is not the data of its training. Training rows are found by their position. Restore "

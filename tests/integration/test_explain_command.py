@@ -252,6 +252,19 @@ def test_checkpoints_count_by_their_learning_rates(planted, monkeypatch):
     assert np.allclose(parts[1], rates[60] * own, rtol=1e-4, atol=1e-9)
 
 
+def test_training_rows_of_a_run_with_phases_are_those_of_its_newest_phase(planted, monkeypatch):
+    monkeypatch.chdir(planted)
+    phases = ["+phases.one={trainer: {max_steps: 4}}", "trainer.checkpoint_every_n_steps=2"]
+    phases += ["+phases.two={optimizer: {lr: 5e-4}, data: {max_train_rows: 120}, trainer: {max_steps: 4}}"]
+    assert run_command(monkeypatch, "train", *FINETUNE, "run.id=phases", "trainer.log_every_n_steps=1", *phases) == 0
+    settings = ExplainConfig(run="phases", precision=PrecisionConfig(name="fp32"), text="wa good", training_rows=1)
+    training = open_training_rows(settings, open_trained(settings))
+    metrics = [json.loads(line) for line in (planted / "runs" / "phases" / "metrics.jsonl").read_text().splitlines()]
+    rates = {row["step"]: row["optim/lr"] for row in metrics if "optim/lr" in row}
+    assert [each.name for each in training.checkpoints] == ["step_00000006", "step_00000008"]
+    assert list(training.learning_rates) == pytest.approx([rates[6], rates[8]]) and len(training.names) == 120
+
+
 def test_training_rows_need_a_run_and_its_data(planted, monkeypatch, capfd, tmp_path):
     monkeypatch.chdir(planted)
     assert run_command(monkeypatch, "export", "run=mine", f"output={tmp_path / 'out'}", "compare=false") == 0
