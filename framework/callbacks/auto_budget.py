@@ -52,7 +52,7 @@ class AutoBudget(pl.Callback):
                     pl_module.device
                 )
                 before = memory.start()
-                pl_module.run_trial(batch)
+                pl_module.runner.run_trial(batch)
                 measured = torch.tensor([batch.num_tokens, memory.peak(), before], dtype=torch.float64)
                 tokens_, peak, held = max_over_ranks(measured.to(pl_module.device)).tolist()
                 return Trial(int(tokens_), peak, held)

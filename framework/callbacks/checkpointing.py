@@ -164,18 +164,19 @@ class Checkpointing(pl.Callback):
             SaveError: The last checkpoint of the run could not be written.
             CheckpointError: This save or the previous one failed for another reason.
         """
-        pl_module.settle_last_step()
+        runner = pl_module.runner
+        runner.settle_last_step()
         self.wait(trainer)
         logger.info("checkpoint begins")
         begin_activity("starts a checkpoint")
-        extra: dict[str, Any] = {"tokens": pl_module.num_tokens, "callbacks": callback_states(trainer)}
+        extra: dict[str, Any] = {"tokens": runner.num_tokens, "callbacks": callback_states(trainer)}
         step = trainer.global_step
-        factors = {"factor": pl_module.schedule(max(step - 1, 0)), "next_factor": pl_module.schedule(step)}
+        factors = {"factor": runner.schedule(max(step - 1, 0)), "next_factor": runner.schedule(step)}
         extra[SCHEDULE] = {"max_steps": trainer.max_steps, **factors}
-        if pl_module.loss_scale is not None:
-            extra["loss_scale"] = pl_module.loss_scale.state_dict()
-        if pl_module.term_weights is not None:
-            extra[TERM_WEIGHTS] = pl_module.term_weights.state_dict()
+        if runner.loss_scale is not None:
+            extra["loss_scale"] = runner.loss_scale.state_dict()
+        if runner.term_weights is not None:
+            extra[TERM_WEIGHTS] = runner.term_weights.state_dict()
         if self._validated_step == step:
             metrics = pl_module.validation_metrics.items()
             extra[VALIDATION] = {name: value for name, value in metrics if math.isfinite(value)}

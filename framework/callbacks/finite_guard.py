@@ -67,9 +67,9 @@ class _Step:
 
     Attributes:
         number: Step counted from 1.
-        metrics: `EncoderModule.step_metrics`.
-        batch: `EncoderModule.step_batch`.
-        sums: `EncoderModule.step_sums`.
+        metrics: `StepRunner.metrics`.
+        batch: `StepRunner.batch`.
+        sums: `StepRunner.sums`.
     """
 
     number: int
@@ -141,7 +141,7 @@ class FiniteGuard(pl.Callback):
     @override
     def on_fit_start(self, trainer: pl.Trainer, pl_module: EncoderModule) -> None:
         """Lets the module read the last step's decision before it updates or saves weights."""
-        pl_module.settle_last_step = lambda: self._settle(trainer, pl_module, is_ended=True)
+        pl_module.runner.settle_last_step = lambda: self._settle(trainer, pl_module, is_ended=True)
 
     @override
     def on_before_optimizer_step(self, trainer: pl.Trainer, pl_module: EncoderModule, optimizer: Optimizer) -> None:
@@ -151,9 +151,9 @@ class FiniteGuard(pl.Callback):
             FrameworkError: The step is not finite, and the action is "stop" or the limit of such steps is exceeded.
             CheckpointError: All checkpoints to roll back to are damaged.
         """
-        assert pl_module.step_batch is not None
-        metrics, batch, sums = pl_module.step_metrics, pl_module.step_batch, pl_module.step_sums
-        step = _Step(trainer.global_step + 1, metrics, batch, sums)
+        runner = pl_module.runner
+        assert runner.batch is not None
+        step = _Step(trainer.global_step + 1, runner.metrics, runner.batch, runner.sums)
         if pl_module.holds_on_device:
             self._unread = step, _HeldFlag(pl_module.optimizer.hold_flag)
         elif not is_finite(pl_module):
@@ -277,7 +277,8 @@ class FiniteGuard(pl.Callback):
 
 def is_finite(pl_module: EncoderModule) -> bool:
     """Returns True if loss and gradient norm of the current step are finite. Waits for the device."""
-    loss, grad_norm = pl_module.step_metrics["train/loss"], pl_module.step_metrics["optim/grad_norm"]
+    metrics = pl_module.runner.metrics
+    loss, grad_norm = metrics["train/loss"], metrics["optim/grad_norm"]
     return math.isfinite(loss) and math.isfinite(grad_norm)
 
 

@@ -91,9 +91,10 @@ class Resume(pl.Callback):
             self.checkpoint, self.own_checkpoints, pl_module, self.verify, self.falls_back, self.console
         )
         state = loaded.state
-        pl_module.num_tokens = state["tokens"]
-        if pl_module.loss_scale is not None and "loss_scale" in state:
-            pl_module.loss_scale.load_state_dict(state["loss_scale"])
+        runner = pl_module.runner
+        runner.num_tokens = state["tokens"]
+        if runner.loss_scale is not None and "loss_scale" in state:
+            runner.loss_scale.load_state_dict(state["loss_scale"])
         for callback in trainer.callbacks:  # type: ignore[attr-defined]
             if type(callback).__name__ in state["callbacks"]:
                 callback.load_state_dict(state["callbacks"][type(callback).__name__])
@@ -135,7 +136,7 @@ class Resume(pl.Callback):
         step, before = state["step"], state.get(SCHEDULE)
         if self.begins is not None and step == self.begins.first_step:
             return
-        factor = pl_module.schedule(step)
+        factor = pl_module.runner.schedule(step)
         if before is None or step >= trainer.max_steps or math.isclose(before["next_factor"], factor, rel_tol=1e-9):
             return
         rate = pl_module.optimizer.param_groups[0]["initial_lr"]
@@ -182,8 +183,8 @@ def load_undamaged(
     model, optimizer = pl_module.model, pl_module.optimizer
     loaded = load_newest_intact(newest, lambda folder: load_checkpoint(folder, model, optimizer, verify), falls_back)
 
-    if pl_module.term_weights is not None and TERM_WEIGHTS in loaded.state:
-        pl_module.term_weights.load_state_dict(loaded.state[TERM_WEIGHTS])
+    if pl_module.runner.term_weights is not None and TERM_WEIGHTS in loaded.state:
+        pl_module.runner.term_weights.load_state_dict(loaded.state[TERM_WEIGHTS])
 
     def report_damage() -> None:
         logger.warning("checkpoint: %s", loaded.damage_message)

@@ -69,7 +69,7 @@ class RunLog(pl.Callback):
         """Collects the training metrics if they are due. The row is written now unless validation will add to it."""
         step = trainer.global_step
         if self.cadence.logs(step) or self._row_is_due:
-            self._collect(pl_module.step_metrics, pl_module.device)
+            self._collect(pl_module.runner.metrics, pl_module.device)
         if not self.cadence.validates(step):
             self._write(step)
 
@@ -78,7 +78,7 @@ class RunLog(pl.Callback):
 
         Args:
             trainer: Trainer, which has the step.
-            metrics: `EncoderModule.step_metrics` of that step.
+            metrics: `StepRunner.metrics` of that step.
             device: Device of the run.
         """
         self._collect(metrics, device)

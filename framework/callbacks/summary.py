@@ -103,7 +103,7 @@ class Summary(pl.Callback):
             "steps": trainer.global_step,
             "max_steps": self.run_log.cadence.total_steps,
             **({"skipped_steps": self.guard.num_skipped_steps} if self.guard.skipped else {}),
-            "tokens": pl_module.num_tokens,
+            "tokens": pl_module.runner.num_tokens,
             "wall_seconds": throughput.wall_seconds(),
             "tokens_per_second": throughput.tokens_per_second(),
             # A start without a remaining step measures nothing, so the speed comes from the rows of earlier starts.

@@ -58,7 +58,7 @@ class Throughput(pl.Callback):
     def on_train_start(self, trainer: pl.Trainer, pl_module: EncoderModule) -> None:
         """Starts the first window."""
         self._start = time.perf_counter()
-        self._counted_tokens = pl_module.num_tokens
+        self._counted_tokens = pl_module.runner.num_tokens
         self.timings.restart()
 
     @override

@@ -61,7 +61,7 @@ class Watch(pl.Callback):
     def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: StepBatch, batch_idx: int) -> None:
         self.num_steps += 1
         if self.num_steps <= NUM_LOSSES:
-            self.losses.append(torch.as_tensor(pl_module.step_metrics["train/loss"]).clone())
+            self.losses.append(torch.as_tensor(pl_module.runner.metrics["train/loss"]).clone())
             if self.num_steps == NUM_LOSSES:
                 self._start()
         elif self.profiler is None:

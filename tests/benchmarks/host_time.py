@@ -27,6 +27,7 @@ from framework.data.planning.plan import StepPlan
 from framework.datamodules.steps import StepDataset
 from framework.modules.encoder_module import EncoderModule
 from framework.modules.passes.model_passes import ModelPasses
+from framework.modules.step_runner import StepRunner
 from framework.optim import combined
 from framework.optim.combined import CombinedOptimizer
 from framework.tasks.pretraining.features import PretrainingSource
@@ -38,8 +39,9 @@ WORK = {"model forward", "model backward", "clipping and its kernels", "AdamW"}
 
 PARTS: list[tuple[Any, str, str]] = [
     (EncoderModule, "training_step", "training_step, rest"),
-    (EncoderModule, "_global_counts", "counts of targets and tokens"),
-    (EncoderModule, "_clip_gradients", "clipping and its kernels"),
+    (StepRunner, "run", "step, rest"),
+    (StepRunner, "_global_counts", "counts of targets and tokens"),
+    (StepRunner, "_clip_gradients", "clipping and its kernels"),
     (ModelPasses, "dropout_keys", "dropout keys"),
     (ModelPasses, "forward", "passes: forward, rest"),
     (ModelPasses, "backward", "passes: backward, rest"),

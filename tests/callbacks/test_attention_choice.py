@@ -28,7 +28,7 @@ def test_the_fastest_kernel_is_used_and_shown(seconds, kernel, tmp_path: Path, m
     monkeypatch.setattr(AttentionChoice, "_time", lambda *_: list(seconds))
     choice = AttentionChoice("auto", Console(file=output))
     module = toy_run.build_module()
-    module.precision = Precision("bf16")
+    module.runner.precision = Precision("bf16")
     toy_run.train(tmp_path, "single", Cadence(max_steps=1), 48, 9, module=module, extra_callbacks=(choice,))
     assert used == [kernel]
     assert output.getvalue().startswith(f"attention: {kernel} of ")
@@ -41,7 +41,7 @@ def test_a_kernel_of_the_config_must_be_usable(monkeypatch):
 
     monkeypatch.setattr(attention_choice, "use_kernel", fail)
     module = toy_run.build_module()
-    module.precision = Precision("bf16")
+    module.runner.precision = Precision("bf16")
     with pytest.raises(ConfigError, match=r"`strategy\.attention` is flash3, which this machine cannot use: No module"):
         AttentionChoice("flash3").on_fit_start(None, module)
 
@@ -56,7 +56,7 @@ def test_the_pass_is_timed_in_the_largest_micro_batch(tmp_path: Path, monkeypatc
     monkeypatch.setattr(attention_choice, "time_kernels", time_kernels)
     monkeypatch.setattr(attention_choice, "use_kernel", lambda name: None)
     module = toy_run.build_module()
-    module.precision = Precision("bf16")
+    module.runner.precision = Precision("bf16")
     choice = AttentionChoice("auto", Console(file=io.StringIO()))
     toy_run.train(tmp_path, "single", Cadence(max_steps=1), 48, 9, module=module, extra_callbacks=(choice,))
     layers = module.model.encoder.config.num_layers

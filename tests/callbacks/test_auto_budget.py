@@ -80,14 +80,14 @@ class TokenMemory:
     def __init__(self, module: EncoderModule, available: int) -> None:
         self.num_available = available
         self.tokens: list[int] = []
-        trial = module.run_trial
+        trial = module.runner.run_trial
 
         def run_trial(batch: toy_run.PackedBatch) -> None:
             self.tokens.append(batch.num_tokens)
             trial(batch)
             assert all(parameter.grad is None for parameter in module.parameters()), "gradients are left"
 
-        module.run_trial = run_trial  # type: ignore[method-assign]
+        module.runner.run_trial = run_trial  # type: ignore[method-assign]
 
     def start(self) -> int:
         return 4_000

@@ -37,7 +37,7 @@ def started(tmp_path: Path, plan: StepPlan, trainer: Trainer) -> tuple[str, RunL
     run_log = RunLog(tmp_path, Cadence(max_steps=8, log_every_n_steps=2), Throughput(Timings()))
     line = PlanLine(plan, run_log, Console(file=output, width=60))
     module = build_module()
-    module.step_metrics = {"train/tokens": 90, "train/loss": torch.tensor(0.5)}
+    module.runner.metrics = {"train/tokens": 90, "train/loss": torch.tensor(0.5)}
     for callback in (run_log, line):
         callback.on_train_start(trainer, module)
     for _ in range(4):

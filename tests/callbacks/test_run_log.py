@@ -37,8 +37,8 @@ class Keeper(CSVLogger):
 @pytest.fixture
 def module() -> EncoderModule:
     built = build_module()
-    built.step_metrics = {"train/loss": torch.tensor(2.5), "optim/lr": 0.25, "train/tokens": torch.tensor(90.0)}
-    built.num_tokens = 90
+    built.runner.metrics = {"train/loss": torch.tensor(2.5), "optim/lr": 0.25, "train/tokens": torch.tensor(90.0)}
+    built.runner.num_tokens = 90
     return built
 
 

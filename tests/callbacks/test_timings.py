@@ -25,7 +25,9 @@ class Module:
     """Attributes of the module that Throughput reads."""
 
     device = torch.device("cpu")
-    num_tokens = 500
+
+    def __init__(self) -> None:
+        self.runner = SimpleNamespace(num_tokens=500)
 
 
 @pytest.fixture
@@ -91,7 +93,7 @@ def test_tokens_per_second_exclude_validation_and_checkpoints_but_include_data_w
     clock.now = 101.0
     throughput.on_train_batch_start(None, module, None, 0)
     clock.now = 104.0
-    module.num_tokens = 900
+    module.runner.num_tokens = 900
     own_share = SimpleNamespace(micro_batches=[SimpleNamespace(num_tokens=150), SimpleNamespace(num_tokens=50)])
     throughput.on_train_batch_end(None, module, None, own_share, 0)
     throughput.on_validation_start(None, module)
@@ -103,7 +105,7 @@ def test_tokens_per_second_exclude_validation_and_checkpoints_but_include_data_w
     clock.now = 127.0
     timings.lap("checkpoint_stall")
     timings.end("checkpoint")
-    row = throughput.take_window(module.num_tokens, torch.device("cpu"))
+    row = throughput.take_window(module.runner.num_tokens, torch.device("cpu"))
     assert row.pop("perf/memory_bytes") > 0
     assert row == {
         "perf/tokens_per_second": 100.0,

@@ -58,8 +58,8 @@ def run_watched(
 ) -> tuple[list[bool], dict[str, Any]]:
     watch, module = Watch(spoiled_rank, spoiled_step=3), build_module(precision=precision)
     train(Path(run_folder), strategy, EVERY_STEP, extra_callbacks=(watch,), module=module)
-    assert module.loss_scale is not None
-    return watch.changed, module.loss_scale.state_dict()
+    assert module.runner.loss_scale is not None
+    return watch.changed, module.runner.loss_scale.state_dict()
 
 
 def run_resumable(run_folder: str, strategy: str, checkpoint: str | None) -> None:
@@ -141,8 +141,8 @@ def test_a_non_finite_loss_is_no_overflow(tmp_path: Path) -> None:
     module = build_module(precision=CALM)
     with pytest.raises(FrameworkError, match="Step 3: the loss is nan"):
         train(tmp_path, cadence=EVERY_STEP, extra_callbacks=(Spoil(),), module=module)
-    assert module.loss_scale is not None
-    assert module.loss_scale.state_dict() == {"value": 2.0**10, "num_finite_steps": 2, "num_overflows": 0}
+    assert module.runner.loss_scale is not None
+    assert module.runner.loss_scale.state_dict() == {"value": 2.0**10, "num_finite_steps": 2, "num_overflows": 0}
 
 
 def run_with_a_bf16_head(run_folder: str, strategy: str) -> str:

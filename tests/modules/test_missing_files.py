@@ -194,7 +194,7 @@ def test_a_resume_reports_its_step_and_how_a_longer_run_changes_the_learning_rat
 ):
     def start(last: int, checkpoint: Path | None = None) -> str:
         module = build_module(lr=1e-2)
-        module.schedule = Linear(last)
+        module.runner.schedule = Linear(last)
         cadence = Cadence(max_steps=last, log_every_n_steps=1, checkpoint_every_n_steps=2)
         train(tmp_path, cadence=cadence, module=module, checkpoint=checkpoint)
         return capsys.readouterr().out

@@ -80,7 +80,7 @@ def run(
     module = toy_run.build_module()
     module.compile_backend = backend  # type: ignore[assignment]
     module.activation_checkpointing = checkpointing
-    module.precision = Precision(precision)
+    module.runner.precision = Precision(precision)
     real = attention_module.self_attention
     if backend != "none":
         attention_module.self_attention = attention_by_offsets  # type: ignore[assignment]

@@ -33,7 +33,7 @@ class Trial(pl.Callback):
     """Tries a budget before the first step, as `micro_batch_tokens: auto` does."""
 
     def on_fit_start(self, trainer, pl_module) -> None:
-        pl_module.run_trial(trial_batch(trainer.datamodule.plans["train"].source, 60, STEPS, None))
+        pl_module.runner.run_trial(trial_batch(trainer.datamodule.plans["train"].source, 60, STEPS, None))
         assert all(parameter.grad is None for parameter in pl_module.parameters())
 
 
@@ -48,7 +48,7 @@ def run(
 ) -> None:
     module = module_of(form)
     if sharding is not None:
-        module.sharding = sharding
+        module.runner.sharding = sharding
     if mode:
         module.activation_checkpointing = ActivationCheckpointing(mode)  # type: ignore[arg-type]
     if strategy == "hsdp":
@@ -136,8 +136,8 @@ def test_the_number_of_ranks_does_not_matter(
 def run_fp16(folder: str, form: str, scale: float) -> dict[str, float]:
     module = module_of(form, Precision("fp16", init_scale=scale))
     train(Path(folder), cadence=Cadence(max_steps=20, log_every_n_steps=1), module=module)
-    assert module.loss_scale is not None
-    return module.loss_scale.state_dict()
+    assert module.runner.loss_scale is not None
+    return module.runner.loss_scale.state_dict()
 
 
 @pytest.mark.parametrize("form", FORMS)

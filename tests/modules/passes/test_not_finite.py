@@ -68,7 +68,7 @@ def weights(module: EncoderModule) -> list[Tensor]:
 
 def run_to_the_stop(folder: str, form: str, strategy: str) -> str:
     watch, module = Watch(), module_of("step_level" if form in ("rows", "loss") else form)
-    module.task = TASKS[form]()
+    module.runner.task = TASKS[form]()
     with pytest.raises(FrameworkError) as caught:
         train(Path(folder), strategy, CADENCE, BUDGET, module=module, extra_callbacks=(watch,))
     assert all(torch.equal(*pair) for pair in zip(weights(module), watch.before, strict=True))

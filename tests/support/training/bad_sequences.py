@@ -39,6 +39,4 @@ class BadSequences(ToyTask):
 
 
 def bad_module(bad_ids: Sequence[int], only_backward: bool = False) -> EncoderModule:
-    module = build_module()
-    module.task = BadSequences(bad_ids, only_backward)
-    return module
+    return build_module(task=BadSequences(bad_ids, only_backward))

@@ -1,6 +1,6 @@
 """Operations that a training step gives to CUDA, counted on fake tensors without a GPU.
 
-The step is `EncoderModule.training_step`. Its tensors are fake and on the CPU but report a CUDA device to the product's
+The step is `StepRunner.run`. Its tensors are fake and on the CPU but report a CUDA device to the product's
 code, which therefore takes every branch for CUDA. Triton kernels are replaced by counters, and autocast follows the
 rules of the CPU. Copies from the host, compiled layers and CUDA graphs are not counted.
 """
@@ -10,12 +10,10 @@ from collections import Counter, defaultdict
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
-from types import SimpleNamespace
 from typing import Any
 from unittest.mock import MagicMock, patch
 
 import torch
-from lightning.pytorch.core.optimizer import LightningOptimizer
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.overrides import TorchFunctionMode
@@ -125,22 +123,6 @@ def _cuda_branches(counts: _Counts) -> Iterator[None]:
         yield
 
 
-class _BareModule(EncoderModule):
-    """Module that runs a step without a Trainer."""
-
-    global_step = 0
-    device = CUDA
-    _strategy = SimpleNamespace(mesh=None)  # type: ignore[assignment]
-
-    def optimizers(self, use_pl_optimizer: bool = True) -> Any:
-        return self._counting if use_pl_optimizer else self._counting.optimizer
-
-    def prepare(self) -> None:
-        """Builds the optimizer."""
-        self._counting = LightningOptimizer(self.configure_optimizers())
-        self._counting._strategy = SimpleNamespace(optimizer_step=lambda optimizer, closure: optimizer.step(closure))  # type: ignore[assignment]
-
-
 def _fake(batch: PackedBatch, mode: FakeTensorMode) -> PackedBatch:
     names = ("input_ids", "position_ids", "token_type_ids", "cu_seqlens", "sequence_ids")
     tensors = {name: mode.from_tensor(getattr(batch, name)) for name in names}
@@ -157,13 +139,14 @@ def count_step(drawn: Workload) -> Phases:
     plan = StepPlan(DrawnSource(drawn, drawn.sequences), SEED, drawn.sequences, drawn.micro_batch_tokens)
     (batch,) = plan.batches(0, 0)
     with FakeTensorMode(allow_non_fake_inputs=True) as mode:
-        module = _BareModule(**module_arguments(drawn, task, "cpu"))
+        module = EncoderModule(**module_arguments(drawn, task, "cpu"))
+        module.runner.device = CUDA
         step = StepBatch(0, 0, (_fake(batch, mode),))
         counts = _Counts()
         with _cuda_branches(counts):
-            module.prepare()
+            optimizer = module.configure_optimizers()
             counts.phases.clear()
-            module.training_step(step, 0)
+            module.runner.run(step, optimizer, optimizer.step)
     return counts.phases
 
 

@@ -88,7 +88,7 @@ class Trial(pl.Callback):
     """Tries a budget before the first step, as `micro_batch_tokens: auto` does."""
 
     def on_fit_start(self, trainer, pl_module) -> None:
-        pl_module.run_trial(trial_batch(trainer.datamodule.plans["train"].source, 60, STEPS, None))
+        pl_module.runner.run_trial(trial_batch(trainer.datamodule.plans["train"].source, 60, STEPS, None))
 
 
 def run(
@@ -105,7 +105,7 @@ def run(
     secret = secret_of(KEY)
     module = private_module(expected_batch, secret, has_units)
     if sharding is not None:
-        module.sharding = sharding
+        module.runner.sharding = sharding
     if mode:
         module.activation_checkpointing = ActivationCheckpointing(mode)  # type: ignore[arg-type]
     if strategy == "hsdp":
