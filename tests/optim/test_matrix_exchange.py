@@ -1,5 +1,7 @@
 """Matrices are gathered on one rank and returned, for any layout on a mesh; no buffer grows with the ranks."""
 
+from itertools import cycle
+
 import pytest
 import torch
 import torch.distributed as dist
@@ -86,6 +88,7 @@ GROWING: dict[str, tuple[list[str], list[tuple[Placement, ...]]]] = {
     "fsdp2": (["dp_shard"], [(Shard(0),)]),
     "hsdp": (["dp_replicate", "dp_shard"], [(Replicate(), Shard(0))]),
     "tp": (["tp"], [(Shard(0),), (Shard(1),), (Replicate(),)]),
+    "fsdp2_tp": (["dp_shard", "tp"], LAYOUTS["rows of rows, of columns, of copies"][1]),
 }
 
 
@@ -100,8 +103,8 @@ def largest_buffers(layout: str) -> list[tuple[int, int]]:
         sizes = (num_ranks,) if len(names) == 1 else (num_ranks // 2, 2)
         mesh = init_device_mesh("cpu", sizes, mesh_dim_names=tuple(names))
         spread = [
-            distribute_tensor(matrix, mesh, kinds[index % len(kinds)], src_data_rank=None)
-            for index, matrix in enumerate(whole)
+            distribute_tensor(matrix, mesh if len(kind) == mesh.ndim else mesh[names[0]], kind, src_data_rank=None)
+            for matrix, kind in zip(whole, cycle(kinds), strict=False)
         ]
         parts = [matrix.to_local() for matrix in spread]
         both = MatrixExchange(spread)
