@@ -14,7 +14,7 @@ from framework.config.command import command, resolve_config
 from framework.config.command_schema import ExportConfig
 from framework.config.dry_check import print_check
 from framework.config.export_comparison import compare_with_transformers
-from framework.config.exporting import EXPORT_FOLDER, write_export
+from framework.config.exporting import EXPORT_FOLDER, onnx_rows, write_export
 from framework.config.nodes import check_arguments
 from framework.config.outputs import write_to_stdout
 from framework.config.trained import describe_trained, open_trained
@@ -26,6 +26,7 @@ from framework.exports.huggingface import check_target
 from framework.exports.new_folder import check_new_folder
 from framework.exports.onnx import check_onnx_installed, export_onnx
 from framework.exports.onnx_pictures import export_picture_onnx
+from framework.exports.onnx_small import export_small_onnx
 
 
 @command("export")
@@ -51,6 +52,8 @@ def export(composed: DictConfig) -> Path:
     trained = open_trained(settings)
     if trained.folder is None or folder is None:
         raise ConfigError(f"run={settings.run} is an export already. Only runs are exported. Give its original run.")
+    # Read the rows before anything is written.
+    rows = onnx_rows(trained, settings) if isinstance(settings.onnx, str) else []
     if settings.check:
         print_check([*describe_trained(trained), ("export", f"{folder}")])
         return folder
@@ -60,7 +63,10 @@ def export(composed: DictConfig) -> Path:
         export_adapter(folder, trained.weights.config, adapter, head_kind, trained.tokenizer, trained.record)
     else:
         write_export(folder, trained.folder, settings, trained)
-    if settings.onnx:
+    if isinstance(settings.onnx, str):
+        small = export_small_onnx(folder, settings.onnx, rows, settings.onnx_min_agreement)
+        write_to_stdout([f"{small.file}: {small.describe()}\n"])
+    elif settings.onnx:
         export_onnx(folder)
         export_picture_onnx(folder)
     write_to_stdout([f"{folder}: {', '.join(sorted(path.name for path in folder.iterdir()))}\n"])

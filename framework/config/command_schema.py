@@ -315,20 +315,27 @@ class ExportConfig(TrainedConfig):
         output: Folder that is written; null: `export` in the run folder, or `adapter` if `lora` is "separate".
         lora: Handling of a run with an adapter: "merge" adds the updates to the weights and writes the whole model;
             "separate" writes only the updates, for peft.
-        onnx: Also write `onnx/model.onnx`, and compare it with the class of transformers. Requires the extra `onnx`.
+        onnx: True also writes `onnx/model.onnx` and compares it with the class of transformers. "fp16" and "int8" write
+            a smaller file instead and compare it with fp32 on rows of the data. Requires the extra `onnx`.
+        onnx_min_agreement: Lowest accepted agreement of a smaller file with fp32 (`SmallOnnx`), from 0 to 1.
         compare: Load the folder with transformers, if installed, and compare ids and outputs.
     """
 
     output: str | None = None
     lora: Literal["merge", "separate"] = "merge"
-    onnx: bool = False
+    onnx: bool | Literal["fp16", "int8"] = False
+    onnx_min_agreement: float = 0.97
     compare: bool = True
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.onnx and self.lora == "separate":
             raise ConfigError(
-                "`onnx` is true and `lora` is separate. An ONNX file contains a whole model. Use lora=merge."
+                f"`onnx` is {self.onnx} and `lora` is separate. An ONNX file contains a whole model. Use lora=merge."
+            )
+        if not 0 <= self.onnx_min_agreement <= 1:
+            raise ConfigError(
+                f"`onnx_min_agreement` is {self.onnx_min_agreement}. It must be from 0 to 1. The default is 0.97."
             )
 
 

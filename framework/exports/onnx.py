@@ -42,15 +42,13 @@ def check_onnx_installed() -> None:
     missing = [name for name in _PACKAGES if importlib.util.find_spec(name) is None]
     if missing:
         raise ConfigError(
-            f"onnx=true needs {', '.join(missing)}, but these packages are not installed. Install the extra: "
+            f"onnx needs {', '.join(missing)}, but these packages are not installed. Install the extra: "
             "pip install -e '.[onnx]'."
         )
 
 
 def export_onnx(folder: Path) -> Path:
-    """Writes `onnx/model.onnx`, for any batch size and sequence length, into an export and compares its outputs.
-
-    Pictures have the size of the position table.
+    """Writes `onnx/model.onnx` into an export (`write_onnx`), and describes it in the model card.
 
     Args:
         folder: Folder that `export_huggingface` wrote.
@@ -59,12 +57,35 @@ def export_onnx(folder: Path) -> Path:
         Path of the ONNX file.
 
     Raises:
+        ConfigError: See `write_onnx`.
+        CheckpointError: See `write_onnx`.
+    """
+    model = write_onnx(folder)
+    card = folder / CARD_FILE
+    if card.is_file():
+        with card.open("a", encoding="utf-8") as stream:
+            stream.write(onnx_section(ONNX_FILE, model.input_names, model.output_names))
+    return folder / ONNX_FILE
+
+
+def write_onnx(folder: Path) -> "OnnxModel":
+    """Writes `onnx/model.onnx`, for any batch size and sequence length, into an export and compares its outputs.
+
+    Pictures have the size of the position table.
+
+    Args:
+        folder: Folder that `export_huggingface` wrote.
+
+    Returns:
+        The class that was converted.
+
+    Raises:
         ConfigError: A package is not installed.
         CheckpointError: The class cannot be converted, or its outputs differ from those of onnxruntime. The file is
             then removed.
     """
     check_onnx_installed()
-    model = _Outputs(folder)
+    model = OnnxModel(folder)
     file = folder / ONNX_FILE
     file.parent.mkdir(exist_ok=True)
     try:
@@ -84,14 +105,10 @@ def export_onnx(folder: Path) -> Path:
             f"value (or of 1), and {TOLERANCE:.0e} is allowed. The file was removed, and the export without it is "
             "complete. Try another version of torch or onnxruntime."
         )
-    card = folder / CARD_FILE
-    if card.is_file():
-        with card.open("a", encoding="utf-8") as stream:
-            stream.write(onnx_section(ONNX_FILE, model.input_names, model.output_names))
-    return file
+    return model
 
 
-class _Outputs(nn.Module):
+class OnnxModel(nn.Module):
     """Wrapper of a transformers class that takes tensors and returns a tuple of tensors."""
 
     def __init__(self, folder: Path) -> None:
@@ -157,7 +174,7 @@ class _Outputs(nn.Module):
         return tuple(tensor.view(batch, choices, length) if self.has_choices else tensor for tensor in tensors)
 
 
-def _write(file: Path, model: _Outputs) -> None:
+def _write(file: Path, model: OnnxModel) -> None:
     example = model.inputs(_EXAMPLE_SHAPE)
     # These become the names of the axes in the file.
     names = ("batch", "choices", "sequence") if model.has_choices else ("batch", "sequence")
@@ -176,7 +193,7 @@ def _write(file: Path, model: _Outputs) -> None:
         program.save(file)
 
 
-def _largest_difference(file: Path, model: _Outputs) -> float:
+def _largest_difference(file: Path, model: OnnxModel) -> float:
     """Returns the largest relative difference of the two outputs (see `TOLERANCE`); infinite if one is not finite."""
     import onnxruntime
 

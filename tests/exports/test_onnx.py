@@ -1,7 +1,6 @@
 """The ONNX file of an export has the scores of the class; a file with other scores is deleted."""
 
 import importlib.util
-from dataclasses import replace
 
 import onnxruntime
 import pytest
@@ -12,23 +11,12 @@ from torch.testing import assert_close
 
 from framework.errors import CheckpointError, ConfigError
 from framework.exports import onnx as exporter
-from framework.exports.huggingface import export_huggingface
 from framework.exports.onnx import check_onnx_installed, export_onnx
 from framework.tasks.sequence_classification.head import build_sequence_classification_head
-from tests.support.exports.random_models import both_forms, random_model
-from tests.support.exports.small_exports import CONFIGS
+from tests.support.exports.onnx_files import exported
+from tests.support.exports.random_models import both_forms
 from tests.support.models import peers
 from tests.support.models.heads import ChoiceHead, SpanHead
-
-
-def exported(tmp_path, family, make_head, head_kind, tokenizer_dirs, pooling="cls"):
-    config = replace(CONFIGS[family], num_layers=2 if family == "modernbert" else 1)
-    model = random_model(config, make_head(config))
-    folder = tmp_path / "export"
-    record = {"pooling": pooling}
-    export_huggingface(folder, config, model.state_dict(), head_kind, tokenizer_dirs[family], record)
-    (folder / "README.md").write_text("# A card\n")
-    return folder
 
 
 def scores(folder, inputs):

@@ -10,7 +10,9 @@ import torch
 import transformers
 import yaml
 
+from framework.exports import onnx_small
 from tests.support.commands.in_process import FINETUNE, TEXTS, write_rows
+from tests.support.exports.onnx_files import converted
 from tests.support.models import peers
 
 
@@ -91,12 +93,26 @@ def test_the_examples_of_the_card_work(tmp_path, run, capfd):
     )
 
 
-def test_an_onnx_file_on_demand(tmp_path, run):
+def test_onnx_files_on_demand(tmp_path, run, capfd, monkeypatch):
     assert run("train", *FINETUNE) == 0
     assert run("export", "run=mine", "onnx=true") == 0
-    assert (tmp_path / "runs/mine/export/onnx/model.onnx").is_file()
-    _, text = card_of(tmp_path / "runs/mine/export")
+    folder = tmp_path / "runs" / "mine" / "export"
+    fp32 = (folder / "onnx" / "model.onnx").read_bytes()
+    _, text = card_of(folder)
     assert "`onnx/model.onnx` maps `input_ids`, `attention_mask` (int64) to `logits`" in text
+
+    capfd.readouterr()
+    # A second conversion would take seconds.
+    monkeypatch.setattr(onnx_small, "write_onnx", lambda folder: converted(folder, fp32))
+    assert run("export", "run=mine", "onnx=int8", "onnx_min_agreement=0") == 0
+    (line,) = [line for line in capfd.readouterr().out.splitlines() if "model_int8.onnx" in line]
+    rows = json.loads((tmp_path / "runs/mine/data.json").read_text())["splits"]["validation"]["rows"]
+    assert re.search(rf"MB \(fp32: .*\), agreement with fp32 [01]\.\d+ on {rows} rows", line)
+    assert run("export", "run=mine", "onnx=int4") == 2
+    assert run("export", "run=mine", "onnx=int8", "onnx_min_agreement=1.5") == 2
+    errors = capfd.readouterr().err
+    assert "`onnx` is 'int4'. It must be" in errors
+    assert "`onnx_min_agreement` is 1.5. It must be from 0 to 1." in errors
 
 
 def test_a_head_from_outside_of_the_package_comes_back(tmp_path, run):
