@@ -1,5 +1,6 @@
 """The examination of each task on tensors written by hand: confusions of entities, scores of rows, expected answers."""
 
+from functools import partial
 from types import MappingProxyType
 from typing import Any
 
@@ -13,6 +14,7 @@ from framework.data.planning.plan import StepSequences
 from framework.modules.evaluation import SplitEvaluation
 from framework.tasks.embedding.examine import examine_pairs, examine_search
 from framework.tasks.embedding.features import SearchRole
+from framework.tasks.embedding.scores import cosine_scorer
 from framework.tasks.examination import ItemResults
 from framework.tasks.question_answering.data import Answer, Question
 from framework.tasks.question_answering.examine import NO_ANSWER, examine_answers
@@ -142,7 +144,7 @@ def test_pairs_out_of_order_and_queries_whose_answer_is_not_first():
 
     records = [SearchRole(0, 10, 1), SearchRole(1, 11, 1), SearchRole(None, 12, 0)]
     vectors = [np.stack([east, north]), np.stack([north, north]), between[None]]
-    scores = [row.score for row in examine_search(records, results_of(vectors)).rows]
+    scores = [row.score for row in examine_search(records, results_of(vectors), partial(cosine_scorer, size=2)).rows]
     # The first query ranks `between` before its answer, which then shares its rank with a later text.
     assert scores == [0.5, 0.5, None]
 

@@ -1,13 +1,14 @@
 """Error analysis of embeddings: pairs with a misranked similarity, queries with a low-ranked answer."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 import torch
 
 from framework.metrics.correlation import average_ranks
 from framework.tasks.embedding.features import SearchRole
-from framework.tasks.embedding.scores import pair_cosines, search_values
+from framework.tasks.embedding.scores import Scorer, pair_cosines, search_values
 from framework.tasks.examination import Examination, ExaminedRow, ItemResults
 
 
@@ -34,18 +35,21 @@ def examine_pairs(references: Sequence[float], results: ItemResults) -> Examinat
     return Examination(rows, "agreement of ranks", numbers=numbers)
 
 
-def examine_search(records: Sequence[SearchRole], results: ItemResults) -> Examination:
+def examine_search(
+    records: Sequence[SearchRole], results: ItemResults, index: Callable[[Sequence[Any]], Scorer]
+) -> Examination:
     """Builds one row per item. The score of a query with an answer is the reciprocal rank of its first correct text.
 
     Args:
         records: Search role of each item.
         results: Model results for the items.
+        index: Function from decoded candidates to their scorer, as in `search_values`.
     """
-    indices, values = search_values(results.decoded, records, results.decoded[0].shape[1])
-    reciprocal_ranks = dict(zip(indices, values["mrr"].tolist(), strict=True))
+    items, values = search_values(results.decoded, records, index)
+    reciprocal_ranks = dict(zip(items, values["mrr"].tolist(), strict=True))
     rows = []
-    for index, length in enumerate(results.lengths.tolist()):
-        score = reciprocal_ranks.get(index)
+    for item, length in enumerate(results.lengths.tolist()):
+        score = reciprocal_ranks.get(item)
         rank = "" if score is None else f"first correct text at rank {round(1 / score):,}"
         rows.append(ExaminedRow(length, score=score, expected="" if score is None else "rank 1", predicted=rank))
     return Examination(rows, "reciprocal rank")

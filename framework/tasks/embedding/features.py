@@ -7,7 +7,7 @@ text is only a candidate); `texts`, an id of the text, or of the label for label
 record of an item (`FlatSource.records`) is its score or a `SearchRole`.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain
 from typing import Any
@@ -18,7 +18,7 @@ from framework import ragged
 from framework.batch import PackedBatch
 from framework.data.examples.splits import same_text
 from framework.data.flat_source import DerivedSource, FlatSource, FlatTarget
-from framework.data.layout import lay_out
+from framework.data.layout import Layout, lay_out
 from framework.data.planning.collate import Shape
 from framework.data.planning.plan import StepSequences
 from framework.data.tokenization.tokenizer import Tokenizer
@@ -42,6 +42,21 @@ class SearchRole:
     candidate: int | None
 
 
+LayOut = Callable[[Sequence[str], np.ndarray, Tokenizer, int], tuple[Layout, Mapping[str, np.ndarray]]]
+"""Function from texts, (texts,) bool that is True for documents, the tokenizer and the maximum number of tokens to the
+layout of the texts and (tokens,) targets by name."""
+
+
+def lay_out_alike(
+    texts: Sequence[str],
+    is_document: np.ndarray,  # noqa: ARG001  both sides are alike
+    tokenizer: Tokenizer,
+    max_length: int,
+) -> tuple[Layout, Mapping[str, np.ndarray]]:
+    """Lays out queries and documents in the same way, without targets."""
+    return lay_out(texts, None, tokenizer, max_length), {}
+
+
 def text_source(
     items: Sequence[Sequence[str]],
     targets: Mapping[str, np.ndarray],
@@ -49,6 +64,8 @@ def text_source(
     tokenizer: Tokenizer,
     max_length: int,
     records: Sequence[Any] = (),
+    layout_of: LayOut = lay_out_alike,
+    is_document: np.ndarray | None = None,
 ) -> FlatSource:
     """Builds items of texts. Each query counts 1 in each loss term.
 
@@ -59,12 +76,18 @@ def text_source(
         tokenizer: Tokenizer that supplies ids and special tokens.
         max_length: Maximum number of tokens of a sequence, special tokens included.
         records: Records as in FlatSource.
+        layout_of: Layout of the texts.
+        is_document: (sequences,) bool. None: all texts but the queries are documents.
     """
     sizes = np.array([len(texts) for texts in items], dtype=np.int64)
-    layout = lay_out([text for texts in items for text in texts], None, tokenizer, max_length)
-    is_first = ragged.offsets_within(sizes) == ANCHOR
-    counts = is_first & (targets["queries"] != NO_QUERY) if "queries" in targets else np.zeros(len(is_first))
+    is_query = ragged.offsets_within(sizes) == ANCHOR
+    if "queries" in targets:
+        is_query &= targets["queries"] != NO_QUERY
+    texts = [text for item in items for text in item]
+    layout, token_targets = layout_of(texts, ~is_query if is_document is None else is_document, tokenizer, max_length)
+    counts = is_query if "queries" in targets else np.zeros(len(is_query))
     flat_targets = {name: FlatTarget(values, "sequences") for name, values in targets.items()}
+    flat_targets |= {name: FlatTarget(values, "tokens") for name, values in token_targets.items()}
     return layout.source(flat_targets, dict.fromkeys(terms, counts), max_length, sizes, records)
 
 
@@ -83,6 +106,7 @@ def match_source(
     terms: Sequence[str],
     tokenizer: Tokenizer,
     max_length: int,
+    layout_of: LayOut = lay_out_alike,
 ) -> FlatSource:
     """Builds items of matching pairs with hard negatives. Each distinct answer is a search candidate once.
 
@@ -92,6 +116,7 @@ def match_source(
         terms: Names of loss terms.
         tokenizer: Tokenizer that supplies ids and special tokens.
         max_length: Maximum number of tokens of a sequence, special tokens included.
+        layout_of: Layout of the texts.
     """
     ids: dict[str, int] = {}
     items: list[tuple[str, ...]] = [group.texts for group in groups]
@@ -111,7 +136,7 @@ def match_source(
             queries.append([NO_QUERY])
             records.append(SearchRole(None, answer, ANCHOR))
     targets = {"queries": np.array([*chain(*queries)]), "texts": np.array([*chain(*members)])}
-    return text_source(items, targets, terms, tokenizer, max_length, records)
+    return text_source(items, targets, terms, tokenizer, max_length, records, layout_of)
 
 
 def labelled_source(

@@ -31,21 +31,47 @@ def info_nce(rows: Rows, temperature: float | Tensor) -> Tensor:
     Returns:
         (2,): the sum over anchors, and the sum over positives, each of which is compared with all anchors.
     """
+    anchor, candidate = anchors_and_candidates(rows)
+    if len(anchor["texts"]) == 0:
+        # logsumexp is undefined over an empty dim.
+        return rows["embeddings"].sum() * rows["embeddings"].new_zeros(2)
+    vectors = normalize(anchor["embeddings"], dim=1), normalize(candidate["embeddings"], dim=1)
+    return contrast(vectors[0] @ vectors[1].T / temperature, anchor, candidate)
+
+
+def anchors_and_candidates(rows: Rows) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Selects the rows of anchors, and those of positives and hard negatives.
+
+    Args:
+        rows: One row per text, with `queries` and `members`.
+
+    Returns:
+        Rows of the anchors, and rows of the candidates: first the positives in the order of their anchors, then the
+        hard negatives.
+    """
     has_query = rows["queries"] != NO_QUERY
     anchor = {name: value[has_query & (rows["members"] == ANCHOR)] for name, value in rows.items()}
     is_candidate = has_query & (rows["members"] != ANCHOR)
     # Positives first, so that the positive of anchor i is candidate i.
     order = (rows["members"][is_candidate] != POSITIVE).long().argsort(stable=True)
-    candidate = {name: value[is_candidate][order] for name, value in rows.items()}
-    num_anchors = len(anchor["texts"])
-    if num_anchors == 0:
-        # logsumexp is undefined over an empty dim.
-        return rows["embeddings"].sum() * rows["embeddings"].new_zeros(2)
-    vectors = normalize(anchor["embeddings"], dim=1), normalize(candidate["embeddings"], dim=1)
-    scores = (vectors[0] @ vectors[1].T / temperature).masked_fill(is_known_match(anchor, candidate), -torch.inf)
+    return anchor, {name: value[is_candidate][order] for name, value in rows.items()}
+
+
+def contrast(scores: Tensor, anchor: Rows, candidate: Rows) -> Tensor:
+    """Computes InfoNCE from scores that are already divided by the temperature; `info_nce` states the formula.
+
+    Args:
+        scores: (anchors, candidates) fp32, at least one anchor.
+        anchor: `queries` and `texts` of the anchors.
+        candidate: `texts` of the candidates, in the order of `anchors_and_candidates`.
+
+    Returns:
+        (2,): the sum over anchors, and the sum over positives, each of which is compared with all anchors.
+    """
+    scores = scores.masked_fill(is_known_match(anchor, candidate), -torch.inf)
     own = scores.diagonal()
     forward = (scores.logsumexp(dim=1) - own).sum()
-    backward = (scores[:, :num_anchors].logsumexp(dim=0) - own).sum()
+    backward = (scores[:, : len(scores)].logsumexp(dim=0) - own).sum()
     return torch.stack([forward, backward])
 
 

@@ -1,7 +1,8 @@
-"""Whole-split metrics of embeddings. Similarities are cosines."""
+"""Whole-split metrics of texts that are compared with each other."""
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -10,6 +11,9 @@ from framework.metrics.correlation import average_ranks, correlation
 from framework.metrics.ranking import RankedGains, hit_rate, ndcg, rank_gains, recall, reciprocal_rank
 from framework.tasks.embedding.features import SearchRole
 from framework.tasks.embedding.losses import ANCHOR, POSITIVE
+
+Scorer = Callable[[Sequence[Any]], np.ndarray]
+"""Function from the decoded texts of queries to (queries, candidates) float64 scores of fixed candidates."""
 
 _CUTS = (1, 5, 10)
 _QUERIES_AT_ONCE = 512
@@ -39,53 +43,66 @@ def pair_cosines(vectors: Sequence[np.ndarray], size: int) -> np.ndarray:
     return np.asarray((first * second).sum(axis=1))
 
 
-def search_scores(vectors: Sequence[np.ndarray], records: Sequence[SearchRole], size: int) -> dict[str, float]:
+def cosine_scorer(candidates: Sequence[np.ndarray], size: int) -> Scorer:
+    """Returns a function that computes cosines with candidates.
+
+    Args:
+        candidates: (hidden,) vector of each candidate.
+        size: Number of leading channels to compare.
+    """
+    units = _unit(np.stack(candidates)[:, :size])
+    return lambda queries: _unit(np.stack(queries)[:, :size]) @ units.T
+
+
+def search_scores(
+    decoded: Sequence[Any], records: Sequence[SearchRole], index: Callable[[Sequence[Any]], Scorer]
+) -> dict[str, float]:
     """Averages search metrics over the queries that have an answer among the candidates.
 
     Args:
-        vectors: (sequences, hidden) vectors of each item.
+        decoded: Decoded texts of each item.
         records: Search role of each item.
-        size: Number of leading channels to compare.
+        index: Function from the decoded candidates to their scorer, such as `cosine_scorer`.
 
     Returns:
         `mrr`, `hit_rate_at_K` and `recall_at_K` for K 1, 5 and 10, and `ndcg_at_10`, in [0, 1]; NaN without queries.
     """
-    _, by_metric = search_values(vectors, records, size)
+    _, by_metric = search_values(decoded, records, index)
     return {name: float(values.mean()) if len(values) else float("nan") for name, values in by_metric.items()}
 
 
 def search_values(
-    vectors: Sequence[np.ndarray], records: Sequence[SearchRole], size: int
+    decoded: Sequence[Any], records: Sequence[SearchRole], index: Callable[[Sequence[Any]], Scorer]
 ) -> tuple[list[int], dict[str, np.ndarray]]:
     """Computes the values that `search_scores` averages.
 
     Returns:
         The indices of the queries that have an answer among the candidates, and their (queries,) values per metric.
     """
-    candidate_indices = [index for index, record in enumerate(records) if record.candidate is not None]
-    column_of = {index: column for column, index in enumerate(candidate_indices)}
-    candidates = _unit(np.stack([vectors[index][records[index].candidate][:size] for index in candidate_indices]))
+    candidate_indices = [item for item, record in enumerate(records) if record.candidate is not None]
+    column_of = {item: column for column, item in enumerate(candidate_indices)}
+    scorer = index([decoded[item][records[item].candidate] for item in candidate_indices])
     columns: dict[int, list[int]] = defaultdict(list)
-    for index, column in column_of.items():
-        columns[records[index].answer].append(column)
-    queries = [(index, record.query) for index, record in enumerate(records) if record.query is not None]
+    for item, column in column_of.items():
+        columns[records[item].answer].append(column)
+    queries = [(item, record.query) for item, record in enumerate(records) if record.query is not None]
     answers: dict[int, set[int]] = defaultdict(set)
-    for index, query in queries:
-        answers[query].add(records[index].answer)
+    for item, query in queries:
+        answers[query].add(records[item].answer)
 
     indices: list[int] = []
     by_metric: dict[str, list[np.ndarray]] = defaultdict(list)
     for first in range(0, len(queries), _QUERIES_AT_ONCE):
         chunk = queries[first : first + _QUERIES_AT_ONCE]
-        similarities = _unit(np.stack([vectors[index][ANCHOR][:size] for index, _ in chunk])) @ candidates.T
+        similarities = scorer([decoded[item][ANCHOR] for item, _ in chunk])
         is_relevant = np.zeros(similarities.shape, dtype=bool)
-        for row, (index, query) in enumerate(chunk):
+        for row, (item, query) in enumerate(chunk):
             for answer in answers[query]:
                 is_relevant[row, columns[answer]] = True
-            if records[index].candidate == ANCHOR:
+            if records[item].candidate == ANCHOR:
                 # Exclude the query itself from its candidates.
-                is_relevant[row, column_of[index]] = False
-                similarities[row, column_of[index]] = -np.inf
+                is_relevant[row, column_of[item]] = False
+                similarities[row, column_of[item]] = -np.inf
         is_answered = is_relevant.any(axis=1)
         indices += [chunk[row][0] for row in np.flatnonzero(is_answered).tolist()]
         for name, values in _values(rank_gains(similarities[is_answered], is_relevant[is_answered])).items():

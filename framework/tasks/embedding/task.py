@@ -1,7 +1,8 @@
 """Sentence embeddings: a bi-encoder trained on pairs of texts, scored pairs, or labelled texts."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any, Literal
 
 import numpy as np
@@ -19,10 +20,18 @@ from framework.models.config import EncoderConfig
 from framework.models.encoder import TransformerEncoder
 from framework.tasks.embedding.data import TextGroup, TextPairData
 from framework.tasks.embedding.examine import examine_pairs, examine_search
-from framework.tasks.embedding.features import DrawnPairs, labelled_source, match_source, scored_source, text_source
+from framework.tasks.embedding.features import (
+    DrawnPairs,
+    LayOut,
+    labelled_source,
+    lay_out_alike,
+    match_source,
+    scored_source,
+    text_source,
+)
 from framework.tasks.embedding.head import EmbeddingHead, item_vectors
 from framework.tasks.embedding.losses import POSITIVE, cosent, info_nce, mean_over_sizes
-from framework.tasks.embedding.scores import pair_cosines, pair_scores, search_scores
+from framework.tasks.embedding.scores import Scorer, cosine_scorer, pair_cosines, pair_scores, search_scores
 from framework.tasks.examination import Examination, ItemResults
 from framework.tasks.explanation import Explained, TokenSpans, locate_texts, one_item
 from framework.tasks.pooling import POOLINGS
@@ -60,7 +69,8 @@ class EmbeddingTask(StepLevelTask):
     head_kind = "embedding"
     fields = ("text",)
     scores_predictions = True
-    changeable_keys = ("candidates", "normalize")
+    changeable_keys: tuple[str, ...] = ("candidates", "normalize")
+    layout_of: LayOut = staticmethod(lay_out_alike)
 
     def __init__(
         self,
@@ -131,7 +141,7 @@ class EmbeddingTask(StepLevelTask):
         if kind == "labelled":
             return labelled_source(groups, searched, terms, tokenizer, self.max_length, seed)
         candidates = [group.texts[POSITIVE] for group in searched]
-        return match_source(groups, candidates, terms, tokenizer, self.max_length)
+        return match_source(groups, candidates, terms, tokenizer, self.max_length, self.layout_of)
 
     def build_head(self, encoder: TransformerEncoder, config: EncoderConfig) -> nn.Module:
         """Builds the head, which has no weights.
@@ -167,11 +177,11 @@ class EmbeddingTask(StepLevelTask):
         texts = [tuple(row.values[name] for name in PAIR if name in row.values) for row in rows]
         return text_source(texts, {}, list(self.loss_weights), tokenizer, self.max_length)
 
-    def decode(self, outputs: Mapping[str, Tensor], batch: PackedBatch) -> list[np.ndarray]:
+    def decode(self, outputs: Mapping[str, Tensor], batch: PackedBatch) -> list[Any]:
         """Returns (1 or 2, hidden) fp32 vectors per item: of the text and, if present, of its second text."""
         return item_vectors(outputs["embeddings"], batch, most=POSITIVE + 1)
 
-    def assemble(self, source: FlatSource | DrawnPairs, decoded: Sequence[np.ndarray]) -> list[dict[str, Any]]:
+    def assemble(self, source: FlatSource | DrawnPairs, decoded: Sequence[Any]) -> list[dict[str, Any]]:
         """Returns the `embedding` of each row as a list of numbers; for a pair the `cosine` of its two embeddings."""
         return [
             {"embedding": each[0].tolist()}
@@ -209,11 +219,13 @@ class EmbeddingTask(StepLevelTask):
 
     def score(self, source: FlatSource | DrawnPairs, decoded: Sequence[np.ndarray]) -> dict[str, float]:
         """Returns `pair_scores` or `search_scores`. Metrics of a smaller size have the size as name suffix."""
-        scores: Callable[..., dict[str, float]] = pair_scores if self.objective == "similarity" else search_scores
         values = {}
         for size in self._sizes(decoded[0].shape[1]):
             suffix = f"_{size}" if size in self.smaller_sizes else ""
-            by_metric = scores(decoded, source.records, size)
+            if self.objective == "similarity":
+                by_metric = pair_scores(decoded, source.records, size)
+            else:
+                by_metric = search_scores(decoded, source.records, partial(cosine_scorer, size=size))
             values.update({f"{name}{suffix}": value for name, value in by_metric.items()})
         return values
 
@@ -221,4 +233,12 @@ class EmbeddingTask(StepLevelTask):
         """Builds the rows of `examine_pairs` or `examine_search`. The report shows tokens as texts."""
         if self.objective == "similarity":
             return examine_pairs(source.records, results)
-        return examine_search(source.records, results)
+        return examine_search(source.records, results, self.index)
+
+    def index(self, candidates: Sequence[Any]) -> Scorer:
+        """Returns a function that scores queries against candidates, for search over any texts.
+
+        Args:
+            candidates: Decoded text of each candidate: an entry of an item of `decode`.
+        """
+        return cosine_scorer(candidates, len(candidates[0]))

@@ -1,5 +1,7 @@
 """Losses against one matrix of all texts of the step, row by row; items, draws and searches by hand."""
 
+from functools import partial
+
 import numpy as np
 import pytest
 import torch
@@ -20,12 +22,13 @@ from framework.tasks.embedding.features import (
 )
 from framework.tasks.embedding.head import EmbeddingHead
 from framework.tasks.embedding.losses import NO_QUERY, cosent, info_nce
-from framework.tasks.embedding.scores import pair_scores, search_scores
+from framework.tasks.embedding.scores import cosine_scorer, pair_scores, search_scores
 from framework.tasks.embedding.task import EmbeddingTask
 from framework.tasks.pooling import POOLINGS
 from tests.support.exports.small_exports import CONFIGS, make_tokenizer
 
 TEMPERATURE = 0.3
+TWO_CHANNELS = partial(cosine_scorer, size=2)
 
 
 @pytest.fixture(scope="module")
@@ -216,7 +219,7 @@ def test_a_search_among_the_answers_of_pairs():
     """Answers 1, 2 and 3 are at 10, 50 and 170 degrees; query 0 has two of them, query 9 has the third."""
     records = [SearchRole(0, 1, 1), SearchRole(0, 2, 1), SearchRole(9, 1, None), SearchRole(None, 3, 0)]
     vectors = [[angle(40), angle(10)], [angle(100), angle(50)], [angle(60), angle(10)], [angle(170)]]
-    actual = search_scores([np.array(part, dtype=np.float32) for part in vectors], records, 2)
+    actual = search_scores([np.array(part, dtype=np.float32) for part in vectors], records, TWO_CHANNELS)
     # Nearest first: answers 2 1 3; 2 3 1; 2 1 3. Relevant: 1 and 2; 1 and 2; 1.
     assert actual["mrr"] == pytest.approx((1 + 1 + 1 / 2) / 3)
     assert actual["hit_rate_at_1"] == pytest.approx(2 / 3)
@@ -228,7 +231,7 @@ def test_a_search_among_the_answers_of_pairs():
 def test_a_labelled_text_does_not_retrieve_itself():
     records = [SearchRole(0, 0, 0), SearchRole(1, 1, 0), SearchRole(0, 0, 0), SearchRole(2, 2, 0)]
     vectors = [np.array([angle(index)]) for index in (0, 20, 50, 90)]
-    actual = search_scores(vectors, records, 2)
+    actual = search_scores(vectors, records, TWO_CHANNELS)
     # 0 retrieves 20 before 50, and 50 retrieves 20 before 0; the two others are alone with their label.
     assert actual["mrr"] == pytest.approx((1 / 2 + 1 / 3) / 2)
     assert actual["hit_rate_at_5"] == 1

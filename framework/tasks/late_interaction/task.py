@@ -1,0 +1,206 @@
+"""Late interaction (ColBERT): queries and documents are compared token by token."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from framework.batch import DUMMY_SEQUENCE_ID, PackedBatch
+from framework.data.flat_source import FlatSource
+from framework.data.layout import SHORTEST, check_max_length
+from framework.data.planning.plan import SequenceSource
+from framework.data.reading.rows import Row
+from framework.data.tokenization.tokenizer import Tokenizer
+from framework.errors import ConfigError, check_above_zero, check_at_least
+from framework.models.config import EncoderConfig
+from framework.models.encoder import TransformerEncoder
+from framework.nn.max_sim import max_sim
+from framework.tasks.embedding.data import TextPairData
+from framework.tasks.embedding.features import DrawnPairs, text_source
+from framework.tasks.embedding.losses import POSITIVE, anchors_and_candidates, contrast
+from framework.tasks.embedding.scores import Scorer, search_scores
+from framework.tasks.embedding.task import PAIR, EmbeddingTask
+from framework.tasks.late_interaction.head import LateInteractionHead
+from framework.tasks.late_interaction.layout import IS_SCORED, Side, SidedLayout
+from framework.tasks.step_level import SEQUENCE_IDS
+
+
+class LateInteractionTask(EmbeddingTask):
+    """Text search by MaxSim over the vectors of tokens (Khattab and Zaharia 2020, arXiv:2004.12832).
+
+    The loss is that of `EmbeddingTask` with its objective "contrastive", over MaxSim instead of cosines. The data are
+    matching pairs: `text` is a query, `pair` and the hard negatives are documents.
+
+    Args:
+        width: Number of channels of a token's vector.
+        query_length: Maximum number of tokens of a query, marker and special tokens included.
+        document_length: The same for documents.
+        query_marker: Marker of queries, after the first special token: a token of the vocabulary such as "[unused0]",
+            or else a text before the text.
+        document_marker: The same for documents.
+        expand_queries: Append [MASK] tokens to each query up to `query_length`. They attend and are attended to, and
+            count in the score.
+        skip_punctuation: Leave punctuation marks of documents out of scores.
+        temperature: Divisor of scores in the loss.
+        symmetric: Half of the loss compares each positive with all queries.
+        candidates: Search candidates of evaluation. "split": documents of the split. "train": also those of training.
+
+    Raises:
+        ConfigError: A name is unknown or a number is out of range.
+    """
+
+    head_kind = "late_interaction"
+    changeable_keys = ("candidates",)
+    field_choices = (("text",), ("pair",))
+
+    def __init__(
+        self,
+        width: int = 128,
+        query_length: int = 32,
+        document_length: int = 180,
+        query_marker: str = "[Q] ",
+        document_marker: str = "[D] ",
+        expand_queries: bool = False,
+        skip_punctuation: bool = True,
+        temperature: float = 1.0,
+        symmetric: bool = False,
+        candidates: Literal["split", "train"] = "split",
+    ) -> None:
+        check_at_least("task.width", width, 1)
+        check_max_length("task.query_length", query_length, SHORTEST)
+        check_max_length("task.document_length", document_length, SHORTEST)
+        check_above_zero("task.temperature", temperature, 1.0)
+        super().__init__(
+            max_length=max(query_length, document_length),
+            temperature=temperature,
+            symmetric=symmetric,
+            candidates=candidates,
+        )
+        self.width = width
+        self.sides = SidedLayout(
+            Side("query", query_marker, query_length, expand_queries),
+            Side("document", document_marker, document_length),
+            skip_punctuation,
+        )
+        self.layout_of = self.sides
+
+    @property
+    def explains_predictions(self) -> bool:
+        """Returns False: the words of a text with a marker are not located."""
+        return False
+
+    def build_sources(self, data: TextPairData, tokenizer: Tokenizer, seed: int) -> dict[str, SequenceSource]:
+        """Reads and tokenizes the rows of each split.
+
+        Raises:
+            ConfigError: The rows are no matching pairs.
+        """
+        check_matches(data)
+        return super().build_sources(data, tokenizer, seed)
+
+    def build_head(self, encoder: TransformerEncoder, config: EncoderConfig) -> nn.Module:
+        """Builds the projection."""
+        return LateInteractionHead(config.hidden_size, self.width)
+
+    def representations(self, outputs: Mapping[str, Tensor], batch: PackedBatch) -> dict[str, Tensor]:
+        """Returns one row per token: its vector, and the index and targets of its sequence.
+
+        Tokens that do not count are marked as dummies, which the gathering drops.
+        """
+        num_tokens = len(batch.input_ids)
+        sequences = torch.arange(len(batch.sequence_ids), device=batch.input_ids.device)
+        owners = torch.repeat_interleave(sequences, batch.cu_seqlens.diff(), output_size=num_tokens)
+        ids = batch.sequence_ids[owners]
+        return {
+            SEQUENCE_IDS: torch.where(batch.targets[IS_SCORED] > 0, ids, DUMMY_SEQUENCE_ID),
+            "vectors": outputs["vectors"],
+            "members": ids % batch.group_size,
+            **{name: batch.targets[name][owners] for name in ("queries", "texts")},
+        }
+
+    def step_loss_sums(self, rows: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Sums InfoNCE of MaxSim over queries (`contrast`) and over positives (`reverse_contrast`)."""
+        _, lengths = rows[SEQUENCE_IDS].unique_consecutive(return_counts=True)
+        firsts = lengths.cumsum(0) - lengths
+        texts = {name: rows[name][firsts] for name in ("members", "queries", "texts")}
+        texts["indices"] = torch.arange(len(lengths), device=lengths.device)
+        anchor, candidate = anchors_and_candidates(texts)
+        scores = max_sim(rows["vectors"], lengths, anchor["indices"], candidate["indices"]) / self.temperature
+        # logsumexp is undefined over an empty dim.
+        sums = contrast(scores, anchor, candidate) if len(scores) else scores.sum() * scores.new_zeros(2)
+        return dict(zip(self.loss_weights, sums.unbind(), strict=False))
+
+    def to_record(self) -> dict[str, Any]:
+        """Returns the settings that other libraries need to read the model."""
+        query, document = self.sides.query, self.sides.document
+        return {
+            "max_length": self.max_length,
+            "query_length": query.max_length,
+            "document_length": document.max_length,
+            "query_marker": query.marker,
+            "document_marker": document.marker,
+            "expand_queries": query.is_expanded,
+            "skip_punctuation": self.sides.skips_punctuation,
+        }
+
+    def build_source(self, rows: Sequence[Row], tokenizer: Tokenizer) -> FlatSource:
+        """Builds one item per row: a query (`text`) or a document (`pair`)."""
+        fields = [next(name for name in PAIR if name in row.values) for row in rows]
+        texts = [(row.values[name],) for row, name in zip(rows, fields, strict=True)]
+        is_document = np.array([name == PAIR[POSITIVE] for name in fields], dtype=bool)
+        terms = list(self.loss_weights)
+        return text_source(texts, {}, terms, tokenizer, self.max_length, (), self.sides, is_document)
+
+    def decode(self, outputs: Mapping[str, Tensor], batch: PackedBatch) -> list[Any]:
+        """Returns the scored vectors of the query and the document of each item: (tokens, width) fp32 each."""
+        vectors, is_scored = outputs["vectors"].float().cpu().numpy(), batch.targets[IS_SCORED].cpu().numpy() > 0
+        ids = batch.sequence_ids[: batch.num_sequences].tolist()
+        items: dict[int, list[np.ndarray]] = {}
+        begin = 0
+        for sequence_id, length in zip(ids, batch.lengths, strict=False):
+            item, member = divmod(sequence_id, batch.group_size)
+            if member <= POSITIVE:
+                own = slice(begin, begin + length)
+                items.setdefault(item, []).append(vectors[own][is_scored[own]])
+            begin += length
+        return list(items.values())
+
+    def assemble(self, source: FlatSource | DrawnPairs, decoded: Sequence[Any]) -> list[dict[str, Any]]:
+        """Returns the `vectors` of the text of each row, as a list of numbers for each token that counts."""
+        return [{"vectors": texts[0].tolist()} for texts in decoded]
+
+    def score(self, source: FlatSource | DrawnPairs, decoded: Sequence[Any]) -> dict[str, float]:
+        """Returns `search_scores`."""
+        return search_scores(decoded, source.records, self.index)
+
+    def index(self, candidates: Sequence[np.ndarray]) -> Scorer:
+        """Returns a function that computes MaxSim of queries with candidates.
+
+        Args:
+            candidates: (tokens, width) vectors of each candidate.
+        """
+        return lambda queries: _max_sim_of(queries, candidates)
+
+
+def check_matches(data: TextPairData) -> None:
+    """Checks that rows are matching pairs, in which queries differ from documents.
+
+    Raises:
+        ConfigError: The rows have a score or a label.
+    """
+    if data.kind != "matches":
+        raise ConfigError(
+            f"the rows of the data are {data.kind}, which do not say which text is a query and which is a document. "
+            "This task needs matching pairs. Set data.pair_column to the column of the documents, and "
+            "data.score_column and data.label_column to null, or choose task=embedding."
+        )
+
+
+@torch.no_grad()
+def _max_sim_of(queries: Sequence[np.ndarray], documents: Sequence[np.ndarray]) -> np.ndarray:
+    texts = [*queries, *documents]
+    lengths = torch.tensor([len(text) for text in texts])
+    indices = torch.arange(len(texts)).split([len(queries), len(documents)])
+    return max_sim(torch.from_numpy(np.concatenate(texts)), lengths, *indices).double().numpy()
