@@ -1,0 +1,1 @@
+"""Search for the nearest vectors, for evaluation and for hard negatives."""

@@ -1,0 +1,200 @@
+"""Evaluation on sets of judged queries, such as BEIR: each query is searched among all documents of its set.
+
+An item is a query with its most relevant document, or a document that is no such answer. The loss compares the queries
+of a step with these answers.
+"""
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from framework.batch import PackedBatch
+from framework.data.examples.beir import BeirSet
+from framework.data.examples.splits import same_text
+from framework.data.flat_source import DerivedSource, FlatSource
+from framework.data.planning.collate import Shape
+from framework.data.planning.plan import StepSequences
+from framework.data.tokenization.tokenizer import Tokenizer
+from framework.metrics.ranking import (
+    RankedGains,
+    average_precision,
+    hit_rate,
+    ndcg,
+    pad_lists,
+    precision,
+    recall,
+    reciprocal_rank,
+)
+from framework.retrieval.search import nearest, unit
+from framework.tasks.embedding.features import text_source
+from framework.tasks.embedding.losses import ANCHOR, NO_QUERY, POSITIVE
+
+_CUTS = (1, 5, 10)
+_DEPTH = 100
+"""Number of documents that are ranked for each query."""
+
+
+@dataclass(frozen=True, eq=False)
+class SearchSet:
+    """Judged queries and documents of one set.
+
+    Attributes:
+        name: Name of the set, a prefix of its metrics.
+        queries: (queries,) item whose first text is the query.
+        documents: (documents, 2) item and index of its text that is the document.
+        grades: For each query the grades above 0, by document.
+        own: (queries,) document with the id of the query, which is never a result for it; -1: there is none.
+    """
+
+    name: str
+    queries: np.ndarray
+    documents: np.ndarray
+    grades: Sequence[Mapping[int, int]]
+    own: np.ndarray
+
+
+class SearchSource(DerivedSource):
+    """Items of one or several sets of judged queries (a `SequenceSource`).
+
+    Args:
+        texts: Items of one or two sequences.
+        sets: The sets.
+    """
+
+    def __init__(self, texts: FlatSource, sets: Sequence[SearchSet]) -> None:
+        super().__init__(texts)
+        self.sets = sets
+
+    @property
+    def fingerprint(self) -> str:
+        """Returns the fingerprint of the texts and of the judgments."""
+        digest = hashlib.blake2b(digest_size=16)
+        for each in self.sets:
+            digest.update(f"{each.name} {[sorted(grades.items()) for grades in each.grades]}".encode())
+        return f"{super().fingerprint} {digest.hexdigest()}"
+
+    def lengths(self, epochs: np.ndarray, indices: np.ndarray) -> np.ndarray:
+        """Returns (items,) int64: tokens of each item, special tokens included."""
+        return self.source.lengths(epochs, indices)
+
+    def build(self, sequences: StepSequences, step: int, shape: Shape = None) -> PackedBatch:
+        """Builds one micro-batch; its sequences are items."""
+        return self.source.build(sequences, step, shape)
+
+
+def search_source(
+    sets: Sequence[BeirSet], terms: Sequence[str], tokenizer: Tokenizer, max_length: int
+) -> SearchSource:
+    """Builds the items of sets. A document that answers several queries is encoded with each of them.
+
+    Args:
+        sets: Sets with different names.
+        terms: Names of loss terms.
+        tokenizer: Tokenizer that supplies ids and special tokens.
+        max_length: Maximum number of tokens of a sequence, special tokens included.
+    """
+    ids: dict[str, int] = {}
+    items: list[tuple[str, ...]] = []
+    queries: list[int] = []
+    searched = []
+    for each in sets:
+        first, documents, grades = len(items), list(each.documents.values()), each.grades()
+        member_of: dict[int, tuple[int, int]] = {}
+        for text, own in zip(each.queries.values(), grades, strict=True):
+            best = max(own, key=lambda document: own[document])
+            member_of.setdefault(best, (len(items), POSITIVE))
+            items.append((text, documents[best]))
+            queries += [ids.setdefault(same_text(text), len(ids))] * 2
+        for document, text in enumerate(documents):
+            if document not in member_of:
+                member_of[document] = (len(items), ANCHOR)
+                items.append((text,))
+                queries.append(NO_QUERY)
+        index_of = {key: index for index, key in enumerate(each.documents)}
+        searched.append(
+            SearchSet(
+                each.name,
+                first + np.arange(len(grades)),
+                np.array([member_of[document] for document in range(len(documents))]),
+                grades,
+                np.array([index_of.get(key, -1) for key in each.queries]),
+            )
+        )
+    texts = [ids.setdefault(same_text(text), len(ids)) for item in items for text in item]
+    targets = {"queries": np.array(queries), "texts": np.array(texts)}
+    return SearchSource(text_source(items, targets, terms, tokenizer, max_length), searched)
+
+
+def set_scores(vectors: Sequence[np.ndarray], sets: Sequence[SearchSet], size: int) -> dict[str, float]:
+    """Averages metrics over the queries of each set, then over the sets.
+
+    Args:
+        vectors: (sequences, hidden) vectors of each item.
+        sets: The sets.
+        size: Number of leading channels to compare.
+
+    Returns:
+        Metrics of `query_scores`; of several sets their means, and `NAME_ndcg_at_10` of each set.
+    """
+    by_set = {each.name: _means(query_scores(vectors, each, size)) for each in sets}
+    values = [*by_set.values()]
+    means = {name: float(np.mean([each[name] for each in values])) for name in values[0]}
+    own = {f"{name}_ndcg_at_10": each["ndcg_at_10"] for name, each in by_set.items()}
+    return means | (own if len(sets) > 1 else {})
+
+
+def set_table(vectors: Sequence[np.ndarray], sets: Sequence[SearchSet], size: int) -> list[dict[str, object]]:
+    """Returns a row of metrics for each of several sets."""
+    shown = ("ndcg_at_10", "mrr_at_10", "map_at_100", "recall_at_100", "precision_at_10")
+    rows = []
+    for each in sets:
+        values = _means(query_scores(vectors, each, size))
+        counts = {"queries": len(each.queries), "documents": len(each.documents)}
+        rows.append({"set": each.name, **counts, **{name: values[name] for name in shown}})
+    return rows
+
+
+def query_scores(vectors: Sequence[np.ndarray], searched: SearchSet, size: int) -> dict[str, np.ndarray]:
+    """Computes the metrics of each query of a set over its best 100 documents, in [0, 1].
+
+    The definitions are those of trec_eval, except that documents with equal cosines keep the order of the corpus.
+
+    Returns:
+        (queries,) values of `mrr`, `mrr_at_10`, `map_at_100`, `ndcg_at_10`, `recall_at_K` for K 1, 5, 10 and 100, and
+        `precision_at_K` and `hit_rate_at_K` for K 1, 5 and 10.
+    """
+    ranked = rank_documents(vectors, searched, size)
+    by_cut = {"recall": recall, "precision": precision, "hit_rate": hit_rate}
+    return {
+        "mrr": reciprocal_rank(ranked),
+        "mrr_at_10": reciprocal_rank(ranked, 10),
+        "map_at_100": average_precision(ranked, _DEPTH),
+        "ndcg_at_10": ndcg(ranked, 10),
+        **{f"{name}_at_{k}": metric(ranked, k) for name, metric in by_cut.items() for k in _CUTS},
+        f"recall_at_{_DEPTH}": recall(ranked, _DEPTH),
+    }
+
+
+def rank_documents(vectors: Sequence[np.ndarray], searched: SearchSet, size: int) -> RankedGains:
+    """Searches the best 100 documents of each query by cosine, and returns their grades.
+
+    Args:
+        vectors: (sequences, hidden) vectors of each item.
+        searched: The set.
+        size: Number of leading channels to compare.
+    """
+    queries = unit(np.stack([vectors[item][ANCHOR, :size] for item in searched.queries]))
+    documents = unit(np.stack([vectors[item][member, :size] for item, member in searched.documents]))
+    found = nearest(queries, [documents], _DEPTH + 1).indices
+    gains = np.zeros((len(queries), _DEPTH))
+    for row, own, grades, documents_of_row in zip(gains, searched.own, searched.grades, found, strict=True):
+        results = documents_of_row[documents_of_row != own] if own >= 0 else documents_of_row
+        row[:] = [grades.get(document, 0) for document in results[:_DEPTH].tolist()]
+    ideal = [sorted((grade for grade in grades.values()), reverse=True) for grades in searched.grades]
+    return RankedGains(gains, pad_lists(ideal, 0.0))
+
+
+def _means(values: Mapping[str, np.ndarray]) -> dict[str, float]:
+    return {name: float(each.mean()) for name, each in values.items()}
