@@ -25,7 +25,7 @@ from framework.config.command_schema import EvaluateConfig
 from framework.config.dry_check import print_check
 from framework.config.evaluation_data import describe_weights, open_split, read_data_settings
 from framework.config.outputs import open_output, write_to_stdout
-from framework.config.trained import Trained, describe_trained, open_inference, open_trained
+from framework.config.trained import Trained, describe_trained, open_inference, open_model
 from framework.data.fact_warnings import warnings_of
 from framework.data.facts import facts_of, without_texts
 from framework.distributed.processes.environment import process_info
@@ -55,7 +55,7 @@ def evaluate(composed: DictConfig) -> dict[str, float]:
     settings, split, changes = read_data_settings(composed, EvaluateConfig)
     is_first = process_info().rank == 0
     with open_output(settings.output) if is_first and settings.output is not None else nullcontext() as write:
-        trained = open_trained(settings, settings.task)
+        trained = open_model(settings, settings.task)
         source = open_split(trained, settings.run, settings.data, split, changes)
         if settings.check:
             if is_first:

@@ -145,6 +145,8 @@ def build_parts(settings: TrainConfig, world_size: int, earlier: Parts | None = 
     augmentation = build_augmentation(settings.augmentation, task)
     data = reading_units(build_data_component(task, settings.data), settings.privacy)
     sources = task.build_sources(data, tokenizer, settings.seed)
+    if "train" not in sources:
+        raise ConfigError("the data has no split `train`. Training needs one. Give `data.train`.")
     if augmentation is not None:
         check_word_samples(augmentation, weights, config)
         sources = augmented(sources, augmentation, task, tokenizer, settings.seed)

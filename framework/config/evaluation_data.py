@@ -82,7 +82,7 @@ def changed_data(trained: Trained, run: str, split: str, changes: Mapping[str, A
     if split in changes:
         targets = {f"{name}_targets": changes.get(f"{split}_targets") for name in _SPLITS}
         node |= {key: value for key, value in targets.items() if key in component.arguments}
-        node |= dict.fromkeys(_SPLITS) | {"train": changes[split], split: changes[split]}
+        node |= dict.fromkeys(_SPLITS) | component.target.alone(split, changes[split])
         node |= {key: value for key, value in _TRAINING_ONLY.items() if key in component.arguments}
         if split != "validation" and "validation_targets" in node:
             node["validation_targets"] = None

@@ -1,6 +1,6 @@
 """Exact search for the nearest vectors, in blocks: memory does not grow with the number of documents."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,13 +14,17 @@ DOCUMENTS_AT_ONCE = 8192
 """Number of documents of a block; a block has 8 MiB of scores."""
 
 
+BlockScores = Callable[[slice], Tensor]
+"""Function from a range of queries to their (queries, documents) scores with the documents of one block."""
+
+
 @dataclass(frozen=True, eq=False)
 class Nearest:
     """Documents with the largest scores for each query, best first. Documents with equal scores keep their order.
 
     Attributes:
         indices: (queries, k) int64, index of the document; -1 if there are fewer than k documents.
-        scores: (queries, k) fp32, its score; -inf if there is none.
+        scores: (queries, k) float64, its score; -inf if there is none.
     """
 
     indices: np.ndarray
@@ -33,12 +37,10 @@ def unit(vectors: np.ndarray) -> np.ndarray:
     return (vectors / np.maximum(lengths, 1e-12)).astype(np.float32, copy=False)
 
 
-def nearest(
-    queries: np.ndarray, shards: Sequence[np.ndarray], k: int, device: torch.device | str = "cpu"
-) -> Nearest:
+def nearest(queries: np.ndarray, shards: Sequence[np.ndarray], k: int, device: torch.device | str = "cpu") -> Nearest:
     """Finds the k documents with the largest products for each query.
 
-    The result depends only on the arguments. Each shard is read once, and one block of it is on the device at a time.
+    Each shard is read once, and one block of it is on the device at a time.
 
     Args:
         queries: (queries, hidden) fp32.
@@ -46,25 +48,39 @@ def nearest(
         k: Number of documents for each query.
         device: Device of the products.
     """
-    blocks = [
-        torch.from_numpy(queries[first : first + QUERIES_AT_ONCE]).to(device)
-        for first in range(0, len(queries), QUERIES_AT_ONCE)
-    ]
-    best = [_Best(block.new_empty(len(block), 0), torch.empty(len(block), 0, dtype=torch.int64)) for block in blocks]
-    for first, documents in _blocks_of(shards):
-        transposed = torch.from_numpy(documents).to(device).T
-        best = [_merged(each, block @ transposed, first, k) for each, block in zip(best, blocks, strict=True)]
-    shape = (len(queries), k)
-    indices, scores = np.full(shape, -1, dtype=np.int64), np.full(shape, -np.inf, dtype=np.float32)
-    for number, each in enumerate(best):
-        rows, found = slice(number * QUERIES_AT_ONCE, (number + 1) * QUERIES_AT_ONCE), each.indices.shape[1]
-        indices[rows, :found], scores[rows, :found] = each.indices.numpy(), each.scores.cpu().numpy()
+    rows = torch.from_numpy(queries).to(device)
+
+    def blocks() -> Iterator[tuple[int, BlockScores]]:
+        for first, documents in _blocks_of(shards):
+            transposed = torch.from_numpy(documents).to(device).T
+            yield first, lambda part: rows[part] @ transposed  # noqa: B023  used before the next block
+
+    return search(len(queries), blocks(), k)
+
+
+def search(num_queries: int, blocks: Iterable[tuple[int, BlockScores]], k: int) -> Nearest:
+    """Finds the k documents with the largest scores for each query.
+
+    Args:
+        num_queries: Number of queries.
+        blocks: Index of the first document and scores of each block, in the order of the documents.
+        k: Number of documents for each query.
+    """
+    parts = [slice(first, first + QUERIES_AT_ONCE) for first in range(0, num_queries, QUERIES_AT_ONCE)]
+    best: list[_Best | None] = [None] * len(parts)
+    for first, scores_of in blocks:
+        best = [_merged(own, scores_of(part), first, k) for own, part in zip(best, parts, strict=True)]
+    indices, scores = np.full((num_queries, k), -1, dtype=np.int64), np.full((num_queries, k), -np.inf)
+    for part, own in zip(parts, best, strict=True):
+        if own is not None:
+            found = own.indices.shape[1]
+            indices[part, :found], scores[part, :found] = own.indices.numpy(), own.scores.cpu().numpy()
     return Nearest(indices, scores)
 
 
 @dataclass(frozen=True, eq=False)
 class _Best:
-    """Best documents of a block of queries so far: (queries, at most k) scores on the device and indices on the host."""
+    """Best documents of a block of queries so far: (queries, found) scores on the device, indices on the host."""
 
     scores: Tensor
     indices: Tensor
@@ -80,19 +96,20 @@ def _blocks_of(shards: Sequence[np.ndarray]) -> Iterator[tuple[int, np.ndarray]]
         before += len(shard)
 
 
-def _merged(best: _Best, scores: Tensor, first: int, k: int) -> _Best:
+def _merged(best: _Best | None, scores: Tensor, first: int, k: int) -> _Best:
     """Adds a block of documents, whose indices are larger than those of `best`.
 
     Args:
-        best: Best documents before this block.
+        best: Best documents before this block; None: it is the first.
         scores: (queries, documents) scores of the block.
         first: Index of its first document.
         k: Number of documents to keep.
     """
     columns = _top_columns(scores, k)
-    joined = torch.cat([best.scores, scores.gather(1, columns)], dim=1)
+    joined, indices = scores.gather(1, columns), columns.cpu() + first
+    if best is not None:
+        joined, indices = torch.cat([best.scores, joined], dim=1), torch.cat([best.indices, indices], dim=1)
     order = joined.argsort(dim=1, descending=True, stable=True)[:, :k]
-    indices = torch.cat([best.indices, columns.cpu() + first], dim=1)
     return _Best(joined.gather(1, order), indices.gather(1, order.cpu()))
 
 

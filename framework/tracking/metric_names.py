@@ -49,6 +49,8 @@ _LAST_PARTS = {
     "contrast_loss": MetricName("contrastive loss", "nats"),
     "reverse_contrast_loss": MetricName("contrastive loss from positive to anchor", "nats"),
     "mrr": MetricName("mean reciprocal rank"),
+    "mrr_at_10": MetricName("mean reciprocal rank at 10"),
+    "map_at_100": MetricName("mean average precision at 100"),
     "ndcg_at_10": MetricName("nDCG at 10"),
     "ndcg_at_5": MetricName("nDCG at 5"),
     "ndcg_at_20": MetricName("nDCG at 20"),

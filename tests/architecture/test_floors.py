@@ -9,7 +9,7 @@ from tests.support.architecture.imports import FILES, PACKAGE, between_folders, 
 
 FLOORS = {
     "errors": 0, "batch": 0, "random": 0, "files": 0, "machine": 0, "ragged": 0,
-    "nn": 1, "metrics": 1, "optim": 1, "privacy": 1,
+    "nn": 1, "metrics": 1, "optim": 1, "privacy": 1, "retrieval": 1,
     "models": 2, "published": 2, "data": 2,
     "tasks": 3,
     "distributed": 4, "checkpoint": 4, "exports": 4,

@@ -78,9 +78,7 @@ def _folder_of(path: Path) -> Path:
     return path.parent.parent if path.parent.name == QRELS_FOLDER and not path.is_dir() else path
 
 
-def read_beir(
-    path: Path, split: str, reading: Reading, mask: Callable[[str], str] | None = None
-) -> BeirSet:
+def read_beir(path: Path, split: str, reading: Reading, mask: Callable[[str], str] | None = None) -> BeirSet:
     """Reads a folder, or a file of judgments in its folder `qrels`.
 
     Args:
@@ -113,9 +111,7 @@ def read_beir(
         qrels=qrels,
         queries=dict(texts[query] for query in judged),
         documents=documents,
-        judgments=[
-            Judgment(each.location, order[each.query], each.document, each.grade) for each in judgments
-        ],
+        judgments=[Judgment(each.location, order[each.query], each.document, each.grade) for each in judgments],
         warnings=_repeats(folder / CORPUS_FILE, documents),
     )
 
@@ -139,7 +135,9 @@ def read_texts(path: Path, kind: str, reading: Reading, mask: Callable[[str], st
         parts = [_text_of(location, name, row.value.get(name) or "") for name in ("title", "text")]
         text = " ".join(part for part in parts if part.strip())
         if not text:
-            raise DataError(f"{location}: the {kind} {key!r} is empty. Each {kind} needs a text. Complete or remove it.")
+            raise DataError(
+                f"{location}: the {kind} {key!r} is empty. Each {kind} needs a text. Complete or remove it."
+            )
         if key in texts:
             raise DataError(f"{location}: the id {key!r} occurs twice. Each {kind} needs its own id. Correct one.")
         texts[key] = text if mask is None else mask(text)
@@ -160,9 +158,7 @@ def _text_of(location: str, name: str, value: Any) -> str:
     return text
 
 
-def _read_judgments(
-    path: Path, queries: Sequence[str], documents: Sequence[str], reading: Reading
-) -> list[Judgment]:
+def _read_judgments(path: Path, queries: Sequence[str], documents: Sequence[str], reading: Reading) -> list[Judgment]:
     """Reads the judgments of queries with a relevant document."""
     query_of = {key: index for index, key in enumerate(queries)}
     document_of = {key: index for index, key in enumerate(documents)}
@@ -215,7 +211,9 @@ def _grade(cell: str) -> int:
 def _repeats(path: Path, documents: Mapping[str, str]) -> list[str]:
     """Returns a warning about documents with equal texts; empty if there are none."""
     first: dict[str, str] = {}
-    repeats = [(other, key) for key, text in documents.items() if (other := first.setdefault(same_text(text), key)) != key]
+    repeats = [
+        (other, key) for key, text in documents.items() if (other := first.setdefault(same_text(text), key)) != key
+    ]
     if not repeats:
         return []
     return [

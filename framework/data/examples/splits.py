@@ -178,6 +178,16 @@ class SplitFiles:
         """Returns {field of prediction: column of a table} for fields whose column is configured for training."""
         return {}
 
+    @classmethod
+    def alone(cls, split: str, file: Any) -> dict[str, Any]:
+        """Returns the values of the files with which one split of a new file is read.
+
+        Args:
+            split: Name of the split.
+            file: Value of its file.
+        """
+        return {"train": file, split: file}
+
     def rows_to_predict(self, table: TableFile, columns: Mapping[str, str], reading: Reading) -> Iterator[Row] | None:
         """Streams the rows of a file that training does not read as a table of `field_columns`.
 

@@ -3,15 +3,17 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from framework.data.examples.answers import number, parse_list, read_cell, require_text
+from framework.data.examples.beir import is_beir, read_beir
 from framework.data.examples.splits import R, ReadSplits, SplitFiles, same_text
 from framework.data.personal_data.masking import TextMasking
 from framework.data.reading.files import Reading
 from framework.data.reading.rows import read_rows
 from framework.data.reading.table_format import TableFormat
 from framework.errors import ConfigError, DataError
+from framework.tasks.embedding.judged_files import JudgedSplit, judged_paths, read_judged
 
 PairKind = Literal["matches", "scored", "labelled"]
 _NUMBER = number()
@@ -50,9 +52,14 @@ class TextPairData(SplitFiles):
     - "scored": two texts and a number that rates their similarity.
     - "labelled": a text and its label. Texts with the same label match each other.
 
-    All rows with the same first text fall into one split.
+    All rows with the same first text fall into one split. Instead of a file, each split can be a BEIR folder
+    (`framework.data.examples.beir`): for `train` the queries with their relevant documents are matching pairs, and in
+    evaluation all documents are searched (`load_judged`).
 
     Attributes:
+        train: Training file or BEIR folder. None: there is no training split, only evaluated BEIR folders.
+        validation: File, BEIR folder or list of BEIR folders; None: `validation_fraction` of the pairs of `train`.
+        test: File, BEIR folder or list of BEIR folders; None: `test_fraction` of the pairs of `train`.
         text_column: Column (JSONL: key) of the text.
         pair_column: Column of the second text. None: texts are labelled.
         score_column: Column of the number. None: pairs are matches.
@@ -66,6 +73,9 @@ class TextPairData(SplitFiles):
         ConfigError: The columns do not match one of the three kinds.
     """
 
+    train: str | None  # type: ignore[assignment]
+    validation: str | list[str] | None = None  # type: ignore[assignment]
+    test: str | list[str] | None = None  # type: ignore[assignment]
     text_column: str = "text"
     pair_column: str | None = "pair"
     score_column: str | None = None
@@ -116,7 +126,13 @@ class TextPairData(SplitFiles):
             DataError: A file is missing, empty, damaged or in another encoding, or lacks a column; a row is bad and
                 `on_bad_row` is "error"; a split would be empty; or all labels or scores of `train` are equal.
         """
-        pairs = self.split(self.read_files(self._read, self.on_bad_row))
+        judged = self._judged_paths()
+        if self.train is None:
+            return ReadSplits({}, {})
+        files = self
+        for split in judged:
+            files = files._with(split, None)._with(f"{split}_fraction", 0.0)
+        pairs = files.split(files.read_files(files._read, self.on_bad_row))
         train = pairs.splits["train"]
         if self.kind != "matches" and all(row.answer == train[0].answer for row in train):
             kind = "label" if self.kind == "labelled" else "score"
@@ -126,7 +142,39 @@ class TextPairData(SplitFiles):
             )
         return pairs
 
+    def load_judged(self) -> dict[str, JudgedSplit]:
+        """Reads the evaluated splits that are BEIR folders.
+
+        Raises:
+            ConfigError: A list names something else than BEIR folders, or a folder twice.
+            DataError: A folder cannot be read (`read_beir`).
+        """
+        return {
+            split: read_judged(split, paths, self.on_bad_row, self.masking)
+            for split, paths in self._judged_paths().items()
+        }
+
+    def _judged_paths(self) -> dict[str, list[Path]]:
+        given = {"validation": self.validation, "test": self.test}
+        found = judged_paths(given)
+        plain = [split for split, value in given.items() if value is not None and split not in found]
+        if self.train is None and (plain or not found):
+            split = plain[0] if plain else "test"
+            raise ConfigError(
+                f"`data.train` is null and `data.{split}` is {given[split]}. Without training rows only BEIR folders "
+                f"can be read. Give `data.train`, or data.{split}=FOLDER."
+            )
+        return found
+
+    @classmethod
+    def alone(cls, split: str, file: Any) -> dict[str, Any]:
+        """Returns the files for an evaluation of a new file; a BEIR folder needs no training split."""
+        names_sets = isinstance(file, list) or is_beir(str(file))
+        return {**super().alone(split, file), **({"train": None} if names_sets and split != "train" else {})}
+
     def _read(self, path: Path, reading: Reading) -> list[TextGroup]:
+        if is_beir(path):
+            return self._judged_pairs(path, reading)
         all_columns = [self.text_column, self.pair_column, self.score_column, self.label_column]
         columns = [column for column in all_columns if column is not None]
         rows = []
@@ -134,6 +182,22 @@ class TextPairData(SplitFiles):
             with reading.handling_bad_row():
                 rows.append(self._group(f"{path}, {row.location}", row.values, columns))
         return rows
+
+    def _judged_pairs(self, path: Path, reading: Reading) -> list[TextGroup]:
+        """Returns the queries of a BEIR folder with each of their relevant documents."""
+        if self.kind != "matches":
+            raise ConfigError(
+                f"`data.train` is the BEIR folder {path}, but the rows of the data are {self.kind}. Queries and their "
+                "relevant documents are pairs without a score. Set data.pair_column=pair, and score_column and "
+                "label_column to null."
+            )
+        read = read_beir(path, "train", reading)
+        queries, documents = list(read.queries.values()), list(read.documents.values())
+        return [
+            TextGroup(judgment.location, (queries[judgment.query], documents[judgment.document]))
+            for judgment in read.judgments
+            if judgment.grade > 0
+        ]
 
     def _group(self, location: str, values: Mapping[str, str], required: list[str]) -> TextGroup:
         for column in required:

@@ -15,6 +15,9 @@ from framework.tasks.embedding.losses import ANCHOR, POSITIVE
 Scorer = Callable[[Sequence[Any]], np.ndarray]
 """Function from the decoded texts of queries to (queries, candidates) float64 scores of fixed candidates."""
 
+Index = Callable[[Sequence[Any]], Scorer]
+"""Function from decoded candidates to their scorer, such as `cosine_scorer`."""
+
 _CUTS = (1, 5, 10)
 _QUERIES_AT_ONCE = 512
 """Number of queries whose similarities with all candidates are in memory at the same time."""
@@ -54,9 +57,7 @@ def cosine_scorer(candidates: Sequence[np.ndarray], size: int) -> Scorer:
     return lambda queries: _unit(np.stack(queries)[:, :size]) @ units.T
 
 
-def search_scores(
-    decoded: Sequence[Any], records: Sequence[SearchRole], index: Callable[[Sequence[Any]], Scorer]
-) -> dict[str, float]:
+def search_scores(decoded: Sequence[Any], records: Sequence[SearchRole], index: Index) -> dict[str, float]:
     """Averages search metrics over the queries that have an answer among the candidates.
 
     Args:
@@ -72,7 +73,7 @@ def search_scores(
 
 
 def search_values(
-    decoded: Sequence[Any], records: Sequence[SearchRole], index: Callable[[Sequence[Any]], Scorer]
+    decoded: Sequence[Any], records: Sequence[SearchRole], index: Index
 ) -> tuple[list[int], dict[str, np.ndarray]]:
     """Computes the values that `search_scores` averages.
 

@@ -5,10 +5,12 @@ of a step with these answers.
 """
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
+import torch
 
 from framework.batch import PackedBatch
 from framework.data.examples.beir import BeirSet
@@ -27,9 +29,10 @@ from framework.metrics.ranking import (
     recall,
     reciprocal_rank,
 )
-from framework.retrieval.search import nearest, unit
-from framework.tasks.embedding.features import text_source
+from framework.retrieval.search import DOCUMENTS_AT_ONCE, BlockScores, search
+from framework.tasks.embedding.features import LayOut, lay_out_alike, text_source
 from framework.tasks.embedding.losses import ANCHOR, NO_QUERY, POSITIVE
+from framework.tasks.embedding.scores import Index
 
 _CUTS = (1, 5, 10)
 _DEPTH = 100
@@ -85,7 +88,11 @@ class SearchSource(DerivedSource):
 
 
 def search_source(
-    sets: Sequence[BeirSet], terms: Sequence[str], tokenizer: Tokenizer, max_length: int
+    sets: Sequence[BeirSet],
+    terms: Sequence[str],
+    tokenizer: Tokenizer,
+    max_length: int,
+    layout_of: LayOut = lay_out_alike,
 ) -> SearchSource:
     """Builds the items of sets. A document that answers several queries is encoded with each of them.
 
@@ -94,6 +101,7 @@ def search_source(
         terms: Names of loss terms.
         tokenizer: Tokenizer that supplies ids and special tokens.
         max_length: Maximum number of tokens of a sequence, special tokens included.
+        layout_of: Layout of the texts.
     """
     ids: dict[str, int] = {}
     items: list[tuple[str, ...]] = []
@@ -124,48 +132,48 @@ def search_source(
         )
     texts = [ids.setdefault(same_text(text), len(ids)) for item in items for text in item]
     targets = {"queries": np.array(queries), "texts": np.array(texts)}
-    return SearchSource(text_source(items, targets, terms, tokenizer, max_length), searched)
+    return SearchSource(text_source(items, targets, terms, tokenizer, max_length, (), layout_of), searched)
 
 
-def set_scores(vectors: Sequence[np.ndarray], sets: Sequence[SearchSet], size: int) -> dict[str, float]:
+def set_scores(decoded: Sequence[Any], sets: Sequence[SearchSet], index: Index) -> dict[str, float]:
     """Averages metrics over the queries of each set, then over the sets.
 
     Args:
-        vectors: (sequences, hidden) vectors of each item.
+        decoded: Decoded texts of each item.
         sets: The sets.
-        size: Number of leading channels to compare.
+        index: Function from decoded candidates to their scorer.
 
     Returns:
         Metrics of `query_scores`; of several sets their means, and `NAME_ndcg_at_10` of each set.
     """
-    by_set = {each.name: _means(query_scores(vectors, each, size)) for each in sets}
+    by_set = {each.name: _means(query_scores(decoded, each, index)) for each in sets}
     values = [*by_set.values()]
     means = {name: float(np.mean([each[name] for each in values])) for name in values[0]}
     own = {f"{name}_ndcg_at_10": each["ndcg_at_10"] for name, each in by_set.items()}
     return means | (own if len(sets) > 1 else {})
 
 
-def set_table(vectors: Sequence[np.ndarray], sets: Sequence[SearchSet], size: int) -> list[dict[str, object]]:
+def set_table(decoded: Sequence[Any], sets: Sequence[SearchSet], index: Index) -> list[dict[str, object]]:
     """Returns a row of metrics for each of several sets."""
     shown = ("ndcg_at_10", "mrr_at_10", "map_at_100", "recall_at_100", "precision_at_10")
     rows = []
     for each in sets:
-        values = _means(query_scores(vectors, each, size))
+        values = _means(query_scores(decoded, each, index))
         counts = {"queries": len(each.queries), "documents": len(each.documents)}
         rows.append({"set": each.name, **counts, **{name: values[name] for name in shown}})
     return rows
 
 
-def query_scores(vectors: Sequence[np.ndarray], searched: SearchSet, size: int) -> dict[str, np.ndarray]:
+def query_scores(decoded: Sequence[Any], searched: SearchSet, index: Index) -> dict[str, np.ndarray]:
     """Computes the metrics of each query of a set over its best 100 documents, in [0, 1].
 
-    The definitions are those of trec_eval, except that documents with equal cosines keep the order of the corpus.
+    The definitions are those of trec_eval, except that documents with equal scores keep the order of the corpus.
 
     Returns:
         (queries,) values of `mrr`, `mrr_at_10`, `map_at_100`, `ndcg_at_10`, `recall_at_K` for K 1, 5, 10 and 100, and
         `precision_at_K` and `hit_rate_at_K` for K 1, 5 and 10.
     """
-    ranked = rank_documents(vectors, searched, size)
+    ranked = rank_documents(decoded, searched, index)
     by_cut = {"recall": recall, "precision": precision, "hit_rate": hit_rate}
     return {
         "mrr": reciprocal_rank(ranked),
@@ -177,17 +185,23 @@ def query_scores(vectors: Sequence[np.ndarray], searched: SearchSet, size: int) 
     }
 
 
-def rank_documents(vectors: Sequence[np.ndarray], searched: SearchSet, size: int) -> RankedGains:
-    """Searches the best 100 documents of each query by cosine, and returns their grades.
+def rank_documents(decoded: Sequence[Any], searched: SearchSet, index: Index) -> RankedGains:
+    """Searches the best 100 documents of each query and returns their grades.
 
     Args:
-        vectors: (sequences, hidden) vectors of each item.
+        decoded: Decoded texts of each item.
         searched: The set.
-        size: Number of leading channels to compare.
+        index: Function from decoded candidates to their scorer.
     """
-    queries = unit(np.stack([vectors[item][ANCHOR, :size] for item in searched.queries]))
-    documents = unit(np.stack([vectors[item][member, :size] for item, member in searched.documents]))
-    found = nearest(queries, [documents], _DEPTH + 1).indices
+    queries = [decoded[item][ANCHOR] for item in searched.queries]
+
+    def blocks() -> Iterator[tuple[int, BlockScores]]:
+        for first in range(0, len(searched.documents), DOCUMENTS_AT_ONCE):
+            part = searched.documents[first : first + DOCUMENTS_AT_ONCE]
+            scorer = index([decoded[item][member] for item, member in part])
+            yield first, lambda rows: torch.from_numpy(scorer(queries[rows]))  # noqa: B023  used before the next block
+
+    found = search(len(queries), blocks(), _DEPTH + 1).indices
     gains = np.zeros((len(queries), _DEPTH))
     for row, own, grades, documents_of_row in zip(gains, searched.own, searched.grades, found, strict=True):
         results = documents_of_row[documents_of_row != own] if own >= 0 else documents_of_row

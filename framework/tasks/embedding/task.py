@@ -1,16 +1,18 @@
 """Sentence embeddings: a bi-encoder trained on pairs of texts, scored pairs, or labelled texts."""
 
+from __future__ import annotations
+
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from torch import Tensor, nn
 
 from framework.batch import PackedBatch
 from framework.data.facts import range_of, with_facts
-from framework.data.flat_source import FlatSource
+from framework.data.flat_source import DerivedSource, FlatSource
 from framework.data.layout import SHORTEST, check_max_length
 from framework.data.planning.plan import SequenceSource
 from framework.data.reading.rows import Row
@@ -19,7 +21,7 @@ from framework.errors import ConfigError, check_above_zero, check_choice
 from framework.models.config import EncoderConfig
 from framework.models.encoder import TransformerEncoder
 from framework.tasks.embedding.data import TextGroup, TextPairData
-from framework.tasks.embedding.examine import examine_pairs, examine_search
+from framework.tasks.embedding.examine import examine_pairs, examine_search, examine_sets
 from framework.tasks.embedding.features import (
     DrawnPairs,
     LayOut,
@@ -31,11 +33,15 @@ from framework.tasks.embedding.features import (
 )
 from framework.tasks.embedding.head import EmbeddingHead, item_vectors
 from framework.tasks.embedding.losses import POSITIVE, cosent, info_nce, mean_over_sizes
-from framework.tasks.embedding.scores import Scorer, cosine_scorer, pair_cosines, pair_scores, search_scores
+from framework.tasks.embedding.scores import Index, Scorer, cosine_scorer, pair_cosines, pair_scores, search_scores
+from framework.tasks.embedding.search_sets import SearchSource, search_source, set_scores, set_table
 from framework.tasks.examination import Examination, ItemResults
 from framework.tasks.explanation import Explained, TokenSpans, locate_texts, one_item
 from framework.tasks.pooling import POOLINGS
 from framework.tasks.step_level import StepLevelTask
+
+if TYPE_CHECKING:
+    from torchmetrics import Metric
 
 PAIR = ("text", "pair")
 """Fields of a pair of texts."""
@@ -69,7 +75,7 @@ class EmbeddingTask(StepLevelTask):
     head_kind = "embedding"
     fields = ("text",)
     scores_predictions = True
-    changeable_keys: tuple[str, ...] = ("candidates", "normalize")
+    changeable_keys: tuple[str, ...] = ("candidates", "normalize", "objective")
     layout_of: LayOut = staticmethod(lay_out_alike)
 
     def __init__(
@@ -113,13 +119,20 @@ class EmbeddingTask(StepLevelTask):
         Raises:
             ConfigError: The objective does not fit the kind of the rows.
         """
-        if (data.kind == "scored") != (self.objective == "similarity"):
+        data = data.with_masks(tokenizer)
+        pairs, judged = data.load(), data.load_judged()
+        if judged and self.objective == "similarity":
+            raise ConfigError(
+                f"task.objective is similarity, but the split {next(iter(judged))} is a BEIR folder, whose queries are "
+                "searched. A search needs the objective contrastive. To evaluate a run with the objective similarity, "
+                "add 'task={objective: contrastive}'."
+            )
+        if pairs.splits and (data.kind == "scored") != (self.objective == "similarity"):
             fitting = "similarity" if data.kind == "scored" else "contrastive"
             raise ConfigError(
                 f"task.objective is {self.objective}, but the rows of the data are {data.kind}. Such rows need the "
                 f"objective {fitting}. Set task.objective={fitting}, or correct data.score_column."
             )
-        pairs = data.with_masks(tokenizer).load()
         sources: dict[str, SequenceSource] = {}
         for split, groups in pairs.splits.items():
             searched = pairs.splits["train"] if split != "train" and self.candidates == "train" else []
@@ -130,6 +143,10 @@ class EmbeddingTask(StepLevelTask):
             if data.kind == "scored":
                 read = replace(read, notes={"scores": range_of([float(group.answer or 0) for group in groups])})
             sources[split] = with_facts(source, read, labels)
+        terms = list(self.loss_weights)
+        for split, each in judged.items():
+            searched_sets = search_source(each.sets, terms, tokenizer, self.max_length, self.layout_of)
+            sources[split] = with_facts(searched_sets, each.facts)
         return sources
 
     def _source(
@@ -218,19 +235,33 @@ class EmbeddingTask(StepLevelTask):
         return locate_texts(ids, {name: values[name] for name in PAIR}, tokenizer)
 
     def score(self, source: FlatSource | DrawnPairs, decoded: Sequence[np.ndarray]) -> dict[str, float]:
-        """Returns `pair_scores` or `search_scores`. Metrics of a smaller size have the size as name suffix."""
+        """Returns `pair_scores` or `search_metrics`. Metrics of a smaller size have the size as name suffix."""
         values = {}
         for size in self._sizes(decoded[0].shape[1]):
             suffix = f"_{size}" if size in self.smaller_sizes else ""
             if self.objective == "similarity":
                 by_metric = pair_scores(decoded, source.records, size)
             else:
-                by_metric = search_scores(decoded, source.records, partial(cosine_scorer, size=size))
+                by_metric = self.search_metrics(source, decoded, partial(cosine_scorer, size=size))
             values.update({f"{name}{suffix}": value for name, value in by_metric.items()})
         return values
 
-    def examine(self, source: FlatSource | DrawnPairs, results: ItemResults) -> Examination:
-        """Builds the rows of `examine_pairs` or `examine_search`. The report shows tokens as texts."""
+    def search_metrics(self, source: Any, decoded: Sequence[Any], index: Index) -> dict[str, float]:
+        """Returns `set_scores` of BEIR folders, else `search_scores`."""
+        if isinstance(source, SearchSource):
+            return set_scores(decoded, source.sets, index)
+        return search_scores(decoded, source.records, index)
+
+    def class_table(self, metrics: Mapping[str, Metric], source: Any, decoded: Sequence[Any]) -> list[dict[str, Any]]:
+        """Returns a row of metrics for each of several BEIR folders; no rows for other data."""
+        if not isinstance(source, SearchSource) or len(source.sets) == 1:
+            return []
+        return set_table(decoded, source.sets, self.index)
+
+    def examine(self, source: FlatSource | DerivedSource, results: ItemResults) -> Examination:
+        """Builds the rows of `examine_pairs`, `examine_search` or `examine_sets`. The report shows tokens as texts."""
+        if isinstance(source, SearchSource):
+            return examine_sets(source, results, self.index)
         if self.objective == "similarity":
             return examine_pairs(source.records, results)
         return examine_search(source.records, results, self.index)

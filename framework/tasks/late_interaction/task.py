@@ -20,7 +20,7 @@ from framework.nn.max_sim import max_sim
 from framework.tasks.embedding.data import TextPairData
 from framework.tasks.embedding.features import DrawnPairs, text_source
 from framework.tasks.embedding.losses import POSITIVE, anchors_and_candidates, contrast
-from framework.tasks.embedding.scores import Scorer, search_scores
+from framework.tasks.embedding.scores import Scorer
 from framework.tasks.embedding.task import PAIR, EmbeddingTask
 from framework.tasks.late_interaction.head import LateInteractionHead
 from framework.tasks.late_interaction.layout import IS_SCORED, Side, SidedLayout
@@ -172,8 +172,8 @@ class LateInteractionTask(EmbeddingTask):
         return [{"vectors": texts[0].tolist()} for texts in decoded]
 
     def score(self, source: FlatSource | DrawnPairs, decoded: Sequence[Any]) -> dict[str, float]:
-        """Returns `search_scores`."""
-        return search_scores(decoded, source.records, self.index)
+        """Returns `search_metrics`."""
+        return self.search_metrics(source, decoded, self.index)
 
     def index(self, candidates: Sequence[np.ndarray]) -> Scorer:
         """Returns a function that computes MaxSim of queries with candidates.
