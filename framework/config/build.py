@@ -144,9 +144,7 @@ def build_parts(settings: TrainConfig, world_size: int, earlier: Parts | None = 
     check_task_is_split(task, shape.tensor)
     augmentation = build_augmentation(settings.augmentation, task)
     data = reading_units(build_data_component(task, settings.data), settings.privacy)
-    sources = task.build_sources(data, tokenizer, settings.seed)
-    if "train" not in sources:
-        raise ConfigError("the data has no split `train`. Training needs one. Give `data.train`.")
+    sources = _with_training_split(task.build_sources(data, tokenizer, settings.seed))
     if augmentation is not None:
         check_word_samples(augmentation, weights, config)
         sources = augmented(sources, augmentation, task, tokenizer, settings.seed)
@@ -179,6 +177,12 @@ def build_parts(settings: TrainConfig, world_size: int, earlier: Parts | None = 
         privacy=build_privacy(settings, task, items, model, size, max_steps),
         first_step=first_step,
     )
+
+
+def _with_training_split(sources: dict[str, SequenceSource]) -> dict[str, SequenceSource]:
+    if "train" not in sources:
+        raise ConfigError("the data has no split `train`. Training needs one. Give `data.train`.")
+    return sources
 
 
 def build_probes(probes: Mapping[str, ProbeSettings], tokenizer: Tokenizer, config: EncoderConfig) -> dict[str, Probe]:

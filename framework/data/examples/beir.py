@@ -100,8 +100,8 @@ def read_beir(path: Path, split: str, reading: Reading, mask: Callable[[str], st
             f"{', '.join(found) or 'no .tsv file'}. Add the file, or name another one of the folder, for example "
             f"data.{split}={folder / QRELS_FOLDER / (found[0] if found else 'test.tsv')}."
         )
-    documents = read_texts(folder / CORPUS_FILE, "document", reading, mask)
-    queries = read_texts(folder / QUERIES_FILE, "query", reading, mask)
+    documents = read_corpus(folder, reading, mask)
+    queries = _read_texts(folder / QUERIES_FILE, "query", reading, mask)
     judgments = _read_judgments(qrels, list(queries), list(documents), reading)
     judged = {judgment.query: "" for judgment in judgments}
     order = {query: index for index, query in enumerate(judged)}
@@ -116,18 +116,22 @@ def read_beir(path: Path, split: str, reading: Reading, mask: Callable[[str], st
     )
 
 
-def read_texts(path: Path, kind: str, reading: Reading, mask: Callable[[str], str] | None = None) -> dict[str, str]:
-    """Reads the texts of `corpus.jsonl` or `queries.jsonl` by id; a title comes before its text.
+def read_corpus(folder: Path, reading: Reading, mask: Callable[[str], str] | None = None) -> dict[str, str]:
+    """Reads the documents of a folder by id.
 
     Args:
-        path: File to read.
-        kind: Word for a row in messages.
+        folder: Folder with a `corpus.jsonl`.
         reading: Handling of bad rows.
         mask: See `read_beir`.
 
     Raises:
-        DataError: As in `read_beir`.
+        DataError: The file is damaged or without usable rows, or a row is bad and `reading` does not skip it.
     """
+    return _read_texts(folder / CORPUS_FILE, "document", reading, mask)
+
+
+def _read_texts(path: Path, kind: str, reading: Reading, mask: Callable[[str], str] | None) -> dict[str, str]:
+    """Reads the texts of a file by id; a title comes before its text."""
     texts: dict[str, str] = {}
 
     def keep(location: str, row: JsonValue) -> None:
