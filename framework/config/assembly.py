@@ -19,6 +19,7 @@ from framework.distributed.parallel.compile import resolve_compile
 from framework.distributed.parallel.precision import Precision, resolve_precision
 from framework.distributed.processes.environment import ProcessInfo
 from framework.modules.passes.captured import CudaGraphs
+from framework.modules.passes.distillation import Distillation
 from framework.privacy.secret import SECRET_BYTES
 from framework.tracking.loggers import check_loggers
 
@@ -74,8 +75,10 @@ def _assemble_phase(
     check_loggers(settings.logger)
     parts = build_parts(settings, info.world_size, earlier)
     strategy = settings.strategy
+    # Norms of units, and a distillation that compares layers, need the modules of each layer.
+    shows_layers = isinstance(parts.regularization, Distillation) and parts.regularization.reads_layers
     backend = resolve_compile(
-        "none" if parts.privacy is not None else strategy.compile,  # norms of units need the modules of each layer
+        "none" if parts.privacy is not None or shows_layers else strategy.compile,
         device_type,
         precision,
         strategy.name,

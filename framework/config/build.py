@@ -26,6 +26,7 @@ from framework.config.privacy_units import private_items, reading_units
 from framework.config.run_length import run_length, token_steps_of
 from framework.config.schema import TokenizerConfig, TrainConfig
 from framework.config.task_parts import build_data_component, build_model
+from framework.config.teaching import follow_teacher
 from framework.config.weights import find_weights, starting_values
 from framework.data.planning.batch_size import TokenSteps
 from framework.data.planning.plan import SequenceSource, steps_per_epoch
@@ -37,6 +38,7 @@ from framework.models.config import EncoderConfig
 from framework.models.freezing import freeze
 from framework.modules.encoder_module import EncoderModule
 from framework.modules.passes.private import PrivateSteps
+from framework.modules.passes.regularization import Regularization
 from framework.optim.combined import CombinedOptimizer
 from framework.published.new_rows import with_new_rows
 from framework.published.pretrained import PATCH_EMBEDDINGS, PretrainedWeights, match_parameters
@@ -66,6 +68,7 @@ class Parts:
         probes: Probes that are fitted to the features of the encoder, by name.
         privacy: Guarantee and secret of a private run; None: the run is not private.
         first_step: Steps of the run before these components train, which is 0 except in later phases.
+        regularization: Additional passes of a step, with the teacher of a distillation; None: none.
     """
 
     tokenizer: Tokenizer
@@ -80,6 +83,7 @@ class Parts:
     probes: Mapping[str, Probe]
     privacy: Privacy | None = None
     first_step: int = 0
+    regularization: Regularization | None = None
 
 
 def build_settings(config: Mapping[str, Any], world_size: int) -> TrainConfig:
@@ -153,7 +157,10 @@ def build_parts(settings: TrainConfig, world_size: int, earlier: Parts | None = 
         sources = {**sources, "train": items.source}
     _check_sources(settings, sources, config, shape.data_parallel_size)
     model = build_model(task, config, settings.adapter)
-    check_regularization(settings.regularization.build(), task, model)
+    regularization: Regularization = settings.regularization.build()
+    check_regularization(regularization, task, model)
+    before = None if earlier is None else earlier.regularization
+    follow_teacher(regularization, settings, shape.tensor, task, tokenizer, sources, model, before)
     freeze(model, settings.trainer.freeze, "trainer.freeze")
     if earlier is None and weights is not None:
         weights = fit_head(weights, task.head_kind, task.to_record())
@@ -176,6 +183,7 @@ def build_parts(settings: TrainConfig, world_size: int, earlier: Parts | None = 
         probes=build_probes(settings.probes, tokenizer, config),
         privacy=build_privacy(settings, task, items, model, size, max_steps),
         first_step=first_step,
+        regularization=regularization,
     )
 
 
@@ -320,7 +328,7 @@ def build_module(settings: TrainConfig, parts: Parts, precision: Precision, devi
         activation_checkpointing=settings.strategy.activation_checkpointing,
         sharding=settings.strategy,
         compile_backend=settings.strategy.compile,
-        regularization=settings.regularization.build(),
+        regularization=parts.regularization,
     )
     if parts.privacy is not None:
         module.make_private(PrivateSteps(parts.privacy.guarantee, parts.privacy.secret))

@@ -184,17 +184,20 @@ def _num_values(content: object) -> int:
     return num
 
 
-def check_same_data(folder: RunFolder, tokenizer: Tokenizer, data: str, phase: str | None = None) -> None:
-    """Checks that tokenizer and data are the same as at the first start of the run, or of one of its phases.
+def check_same_data(
+    folder: RunFolder, tokenizer: Tokenizer, data: str, phase: str | None = None, teacher: str | None = None
+) -> None:
+    """Checks that tokenizer, data and teacher are the same as at the first start of the run, or of one of its phases.
 
     Args:
         folder: Run folder.
         tokenizer: Tokenizer of the config.
         data: Fingerprint of the data.
         phase: Name of the phase; None: the run has no phases.
+        teacher: Fingerprint of the weights of the teacher; None: the run has no teacher.
 
     Raises:
-        DataError: The tokenizer or the data has changed, although the config is the same.
+        DataError: The tokenizer, the data or the teacher has changed, although the config is the same.
     """
     starts = [] if folder.is_new else [each for each in read_starts(folder.path) if each.get(PHASE) == phase]
     if not starts:
@@ -203,8 +206,10 @@ def check_same_data(folder: RunFolder, tokenizer: Tokenizer, data: str, phase: s
     joined = recorded_pair_separators(read_task_record(folder.path))
     if not tokenizer.is_recorded_as(before.get("tokenizer")):
         name, now = "tokenizer", tokenizer.fingerprint
-    elif before.get("data") == data:
+    elif before.get("data") == data and before.get("teacher") == teacher:
         return
+    elif before.get("data") == data:
+        name, now = "teacher", str(teacher)
     elif joined != tokenizer.pair_separators:
         raise DataError(
             f"the run in {folder.path} joined pairs of texts with {joined} separator, but this version joins "

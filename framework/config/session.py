@@ -39,6 +39,7 @@ from framework.config.run_folder import (
 )
 from framework.config.run_records import begin_records, report_damaged_records
 from framework.config.schema import TrainConfig
+from framework.config.teaching import describe_teacher
 from framework.config.wandb_run import open_wandb_run
 from framework.data.facts import SplitFacts, facts_of, without_texts
 from framework.data.planning.collate import shape_on
@@ -53,6 +54,7 @@ from framework.distributed.processes.environment import ProcessInfo
 from framework.distributed.strategy import build_strategy
 from framework.files import sync_tree
 from framework.models.accounting import training_flops
+from framework.modules.passes.distillation import Distillation, teacher_of
 from framework.modules.trainer import build_trainer
 from framework.published.starting_head import describe_start
 from framework.tasks.task import Task
@@ -118,8 +120,11 @@ def start_run(folder: RunFolder, config: Mapping[str, Any], parts: Parts, world_
     """
     report_examples = config["trainer"]["report_examples"]
     fingerprints = {"tokenizer": parts.tokenizer.fingerprint, "data": data_fingerprint(parts.sources)}
+    teacher = teacher_of(parts.regularization)
+    if teacher is not None:
+        fingerprints["teacher"] = teacher.fingerprint
     phase = config.get(PHASE)
-    check_same_data(folder, parts.tokenizer, fingerprints["data"], phase)
+    check_same_data(folder, parts.tokenizer, fingerprints["data"], phase, fingerprints.get("teacher"))
     # Each rank has read the weights itself. If their run is still training, ranks may have read different checkpoints.
     start = {"init_from": parts.weights.source} if parts.weights is not None else {}
     check_agreement(facts_to_agree_on(config, fingerprints) | start)
@@ -259,6 +264,8 @@ def _first_callbacks(
         callbacks.append(AttentionChoice(settings.strategy.attention))
     if parts.weights is not None and folder.checkpoint is None:
         callbacks.append(WeightsLine(describe_start(parts.model, parts.weights)))
+    if isinstance(parts.regularization, Distillation):
+        callbacks.append(WeightsLine(f"teacher: {describe_teacher(parts.regularization, parts.config)}"))
     if settings.trainer.report_examples is not None and ends_run:
         examples, goes_to_wandb = settings.trainer.report_examples, settings.logger.wandb
         explanations = settings.trainer.report_explanations

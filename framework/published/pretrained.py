@@ -42,8 +42,11 @@ _SAME_ARITHMETIC = (
 _PADDED_BY_VOCABULARY = (
     *("encoder.embeddings.word_embeddings.weight", "head.mlm.decoder.weight", "head.mlm.decoder.bias"),
 )
+_DISTILLATION = "distillation"
+"""Part of a TaskModel that only its training uses."""
 PATCH_EMBEDDINGS = "embeddings.patch_embeddings."
 """Prefix of the tensors of an encoder that no class of transformers for texts has."""
+_NEW_PARTS = ("head.", f"{_DISTILLATION}.", f"encoder.{PATCH_EMBEDDINGS}")
 _MAX_PADDING = 127
 _REMEDY = "Use model=from_weights, which builds the encoder of the weights, or choose other weights."
 
@@ -148,8 +151,11 @@ def weights_from_state(
     task_record: Mapping[str, Any] | None = None,
     tokenizer_dir: Path | None = None,
 ) -> PretrainedWeights:
-    """Returns weights to start from, given the full CPU tensors of a run's checkpoint ("encoder.*", "head.*")."""
-    parts: dict[str, dict[str, Tensor]] = {"encoder": {}, "head": {}}
+    """Returns weights to start from, given the full CPU tensors of a run's checkpoint ("encoder.*", "head.*").
+
+    Projections of a distillation ("distillation.*") are dropped.
+    """
+    parts: dict[str, dict[str, Tensor]] = {"encoder": {}, "head": {}, _DISTILLATION: {}}
     for name, tensor in state_dict.items():
         part, _, rest = name.partition(".")
         if part not in parts:
@@ -266,7 +272,8 @@ def match_parameters(model: nn.Module, weights: PretrainedWeights) -> tuple[dict
 
     Returns:
         Values by parameter name, and the names of parameters without a value. These belong to the head, are patch
-        embeddings of an encoder that read no pictures, or are low-rank updates, which always start new.
+        embeddings of an encoder that read no pictures, or are low-rank updates or projections of a distillation, which
+        always start new.
 
     Raises:
         CheckpointError: The encoders differ, or a shape differs.
@@ -288,7 +295,7 @@ def match_parameters(model: nn.Module, weights: PretrainedWeights) -> tuple[dict
         plain_names.add(plain_name)
         if plain_name in available:
             values[name] = _padded(plain_name, available[plain_name], parameter.shape, weights.source)
-        elif plain_name.startswith(("head.", f"encoder.{PATCH_EMBEDDINGS}")) or is_update(plain_name):
+        elif plain_name.startswith(_NEW_PARTS) or is_update(plain_name):
             new.append(name)
         else:
             raise CheckpointError(f"{weights.source} has no {plain_name}, which this model requires. {_REMEDY}")

@@ -38,12 +38,18 @@ _EXPLAINABLE = (
 
 
 class TaskModel(nn.Module):
-    """An encoder and a task head in one module, so that sharding wraps a single root."""
+    """An encoder and a task head in one module, so that sharding wraps a single root.
+
+    Attributes:
+        distillation: Projections of hidden states to the width of a teacher, by number of the layer. They are trained
+            and saved in checkpoints, but belong to no export. None: the training needs none.
+    """
 
     def __init__(self, encoder: TransformerEncoder, head: nn.Module) -> None:
         super().__init__()
         self.encoder = encoder
         self.head = head
+        self.distillation: nn.ModuleDict | None = None
 
     def forward(
         self,
