@@ -12,7 +12,6 @@ from framework.config.checks import (
     check_compiled_items,
     check_early_stopping,
     check_enough_sequences,
-    check_regularization,
     check_relative_bias,
     check_sequence_lengths,
     check_settings,
@@ -26,7 +25,7 @@ from framework.config.privacy_units import private_items, reading_units
 from framework.config.run_length import run_length, token_steps_of
 from framework.config.schema import TokenizerConfig, TrainConfig
 from framework.config.task_parts import build_data_component, build_model
-from framework.config.teaching import follow_teacher
+from framework.config.teaching import build_regularization
 from framework.config.weights import find_weights, starting_values
 from framework.data.planning.batch_size import TokenSteps
 from framework.data.planning.plan import SequenceSource, steps_per_epoch
@@ -40,6 +39,7 @@ from framework.modules.encoder_module import EncoderModule
 from framework.modules.passes.private import PrivateSteps
 from framework.modules.passes.regularization import Regularization
 from framework.optim.combined import CombinedOptimizer
+from framework.published.chosen_layers import with_layers
 from framework.published.new_rows import with_new_rows
 from framework.published.pretrained import PATCH_EMBEDDINGS, PretrainedWeights, match_parameters
 from framework.published.starting_head import fit_head
@@ -114,11 +114,19 @@ def _check_sources(
     check_early_stopping(settings.trainer, sources)
 
 
+def _check_tensor_parallel(settings: TrainConfig, config: EncoderConfig, task: Task, size: int) -> None:
+    """Checks that encoder and head can be split over the ranks that share matrix products."""
+    check_tensor_parallel(config, size)
+    check_relative_bias(config, settings.strategy.compile, size)
+    check_task_is_split(task, size)
+
+
 def _find_starting_weights(settings: TrainConfig) -> PretrainedWeights | None:
     if settings.init_from is None:
         return None
     runs = Path(settings.run.dir)
-    return find_weights(settings.init_from, runs, settings.init_weights, settings.init_average_last)
+    weights = find_weights(settings.init_from, runs, settings.init_weights, settings.init_average_last)
+    return weights if settings.init_layers is None else with_layers(weights, settings.init_layers)
 
 
 def build_parts(settings: TrainConfig, world_size: int, earlier: Parts | None = None) -> Parts:
@@ -143,9 +151,7 @@ def build_parts(settings: TrainConfig, world_size: int, earlier: Parts | None = 
         weights = tiled(weights, config)
     check_vocabulary(tokenizer, config, weights)
     shape = settings.strategy.shape(world_size)
-    check_tensor_parallel(config, shape.tensor)
-    check_relative_bias(config, settings.strategy.compile, shape.tensor)
-    check_task_is_split(task, shape.tensor)
+    _check_tensor_parallel(settings, config, task, shape.tensor)
     augmentation = build_augmentation(settings.augmentation, task)
     data = reading_units(build_data_component(task, settings.data), settings.privacy)
     sources = _with_training_split(task.build_sources(data, tokenizer, settings.seed))
@@ -157,10 +163,8 @@ def build_parts(settings: TrainConfig, world_size: int, earlier: Parts | None = 
         sources = {**sources, "train": items.source}
     _check_sources(settings, sources, config, shape.data_parallel_size)
     model = build_model(task, config, settings.adapter)
-    regularization: Regularization = settings.regularization.build()
-    check_regularization(regularization, task, model)
     before = None if earlier is None else earlier.regularization
-    follow_teacher(regularization, settings, shape.tensor, task, tokenizer, sources, model, before)
+    regularization = build_regularization(settings, shape.tensor, task, tokenizer, sources, model, before)
     freeze(model, settings.trainer.freeze, "trainer.freeze")
     if earlier is None and weights is not None:
         weights = fit_head(weights, task.head_kind, task.to_record())

@@ -26,6 +26,7 @@ IDENTITY_KEYS = (
     "init_average_last",
     "extend_vocabulary",
     "init_tiling",
+    "init_layers",
     "trainer.global_batch_size",
     "trainer.global_batch_tokens",
     "trainer.batch_warmup_start",
@@ -44,6 +45,7 @@ _OF_PHASES = (*IDENTITY_KEYS, *GROWING_KEYS, "optimizer_state", "last_step")
 _ADDED_KEYS = {
     "extend_vocabulary": False,
     "init_tiling": False,
+    "init_layers": None,
     "data.canaries": 0,
     "data.canary_repeats": [1, 4, 16],
     "task.masked_share": 0.8,

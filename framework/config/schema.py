@@ -257,6 +257,7 @@ class TrainConfig:
             of the rows of their old pieces.
         init_tiling: True if the model is a larger one of the same kind, whose weights are tiled from those of
             `init_from`.
+        init_layers: Layers of `init_from` from which the layers of the model start, counted from 1; null: all.
         adapter: Low-rank updates that are trained instead of the weights; null: the weights are trained.
         augmentation: Changes to texts of the training split; null: no changes.
         privacy: Differential privacy of the training data; null: none.
@@ -286,6 +287,7 @@ class TrainConfig:
     init_average_last: int = 1
     extend_vocabulary: bool = False
     init_tiling: bool = False
+    init_layers: tuple[int, ...] | None = None
     adapter: LoraSettings | None = None
     augmentation: Component | None = field(default=None, metadata={"supplied": ("pairs_folder",)})
     privacy: PrivacySettings | None = None
@@ -307,6 +309,11 @@ class TrainConfig:
             raise ConfigError(
                 "`init_tiling` is true, but `init_from` is null. Tiling needs the weights of a smaller encoder. Set "
                 "`init_from`, or remove `init_tiling`."
+            )
+        if self.init_from is None and self.init_layers is not None:
+            raise ConfigError(
+                f"`init_layers` is {list(self.init_layers)}, but `init_from` is null. The key chooses layers of these "
+                "weights. Set `init_from`, or remove `init_layers`."
             )
         if self.init_from is None and self.extend_vocabulary:
             raise ConfigError(

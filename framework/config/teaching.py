@@ -1,4 +1,4 @@
-"""Opens the teacher of a distillation and checks that it fits the student, before a device is used."""
+"""Builds the regularization of a run. Opens the teacher of a distillation and checks that it fits the student."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from framework.config.checks import check_regularization
 from framework.config.records import Record
 from framework.config.schema import TrainConfig
 from framework.config.task_parts import build_model
@@ -28,8 +29,7 @@ from framework.tasks.task import Task, TaskModel
 from framework.tracking.run_files import TASK_FILE
 
 
-def follow_teacher(
-    regularization: Regularization,
+def build_regularization(
     settings: TrainConfig,
     tensor_size: int,
     task: Task,
@@ -37,11 +37,10 @@ def follow_teacher(
     sources: Mapping[str, SequenceSource],
     model: TaskModel,
     earlier: Regularization | None = None,
-) -> None:
-    """Opens the teacher that a regularization names, if it does, and adds the projections that it needs to the model.
+) -> Regularization:
+    """Builds and checks a regularization. A distillation opens its teacher and adds projections to the model.
 
     Args:
-        regularization: Regularization of the run.
         settings: Settings of the run.
         tensor_size: Ranks that share matrix products.
         task: Task of the student; it knows its labels.
@@ -51,10 +50,13 @@ def follow_teacher(
         earlier: Regularization of the phase before, whose teacher is kept in memory once.
 
     Raises:
-        FrameworkError: The teacher cannot be read or does not fit the student, or the strategy does not support it.
+        FrameworkError: The regularization does not work with the task, the teacher cannot be read or does not fit the
+            student, or the strategy does not support it.
     """
+    regularization: Regularization = settings.regularization.build()
+    check_regularization(regularization, task, model)
     if not isinstance(regularization, Distillation):
-        return
+        return regularization
     _check_strategy(regularization, settings, tensor_size)
     _check_other_run(regularization.teacher, settings)
     if isinstance(earlier, Distillation) and _same_teacher(regularization, earlier):
@@ -67,6 +69,7 @@ def follow_teacher(
         teacher = _open(weights, task if regularization.match == "logits" else None, settings)
     _check_positions(teacher, sources)
     regularization.follow(teacher, model)
+    return regularization
 
 
 def _same_teacher(one: Distillation, other: Distillation) -> bool:
