@@ -1,0 +1,1 @@
+"""Reranking: one relevance score per (query, document), to order the candidates of a query."""
