@@ -110,8 +110,8 @@ def check_documents(location: str, documents: Sequence[str]) -> tuple[str, ...]:
             )
         if other != number:
             raise DataError(
-                f"{location}: documents {other} and {number} are equal: {shortened(document)}. The documents of a query "
-                "must be different. Remove one."
+                f"{location}: documents {other} and {number} are equal: {shortened(document)}. The documents of a "
+                "query must be different. Remove one."
             )
     return tuple(documents)
 
@@ -130,7 +130,8 @@ def numbers_of(location: str, name: str, cell: str, size: int) -> tuple[float, .
         is_finite = False
     if not is_finite:
         raise DataError(
-            f"{location}: {name!r} is {shortened(cell.strip())}. It must hold finite numbers. Correct or remove the row."
+            f"{location}: {name!r} is {shortened(cell.strip())}. It must hold finite numbers. Correct or remove the "
+            "row."
         )
     if len(numbers) != size:
         raise DataError(
@@ -141,4 +142,5 @@ def numbers_of(location: str, name: str, cell: str, size: int) -> tuple[float, .
 
 
 def shortened(text: str) -> str:
+    """Quotes a text for a message, at most its first 57 characters."""
     return repr(text if len(text) <= 60 else f"{text[:57]}...")

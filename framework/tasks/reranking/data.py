@@ -174,8 +174,8 @@ def _joined(parts: Sequence[CandidateList], reading: Reading) -> CandidateList:
         other = first.setdefault(same_text(part.documents[0]), part)
         if other is not part:
             raise DataError(
-                f"{part.location}: the query {shortened(part.query)} has the document {shortened(part.documents[0])} twice, "
-                f"first in {other.location}. The documents of a query must be different. Remove one of the rows."
+                f"{part.location}: the query {shortened(part.query)} has the document {shortened(part.documents[0])} "
+                f"twice, first in {other.location}. The documents of a query must be different. Remove one of the rows."
             )
     if len({reading.units.get(part.location) for part in parts}) > 1:
         raise DataError(

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from framework.nn.score_distillation import margin_losses, score_divergences
 
 _LAMBDA_MU = 10.0
-"""Weight of NDCGLoss2 in NDCGLoss2++ (Wang et al. 2018, section 6.2)."""
+"""Weight of NDCG-Loss2 in NDCG-Loss2++, the value of sentence-transformers."""
 
 
 @dataclass(frozen=True)
@@ -38,11 +38,13 @@ class ScoredLists:
 
     def by_score(self) -> "ScoredLists":
         """Returns the candidates in falling order of their scores, padding last; equal ones keep their order."""
-        return self.by(self.scores.detach().masked_fill(~self.is_real, -torch.inf).argsort(1, True, stable=True))
+        return self.by(
+            self.scores.detach().masked_fill(~self.is_real, -torch.inf).argsort(dim=1, descending=True, stable=True)
+        )
 
     def by_relevance(self) -> "ScoredLists":
         """Returns the candidates in falling order of their relevance, padding last; equal ones keep their order."""
-        return self.by(self.relevance.masked_fill(~self.is_real, -1.0).argsort(1, True, stable=True))
+        return self.by(self.relevance.masked_fill(~self.is_real, -1.0).argsort(dim=1, descending=True, stable=True))
 
 
 def pointwise_losses(lists: ScoredLists, positive_weight: float = 1.0) -> Tensor:
@@ -67,17 +69,18 @@ def pairwise_losses(lists: ScoredLists) -> Tensor:
     """Sums log(1 + exp(s_j - s_i)) over the pairs in which candidate i is more relevant than j.
 
     RankNet: Burges et al. 2005, "Learning to rank using gradient descent", section 3, with target probability 1.
+    `RankNetLoss` of sentence-transformers has the logarithm to base 2.
     """
     return _pair_sum(lists, torch.ones(()))
 
 
 def lambda_losses(lists: ScoredLists) -> Tensor:
-    """Sums LambdaLoss with the weights of NDCGLoss2++ over the pairs in which candidate i is more relevant than j.
+    """Sums LambdaLoss with the weights of NDCG-Loss2++ over the pairs in which candidate i is more relevant than j.
 
-    w_ij log2(1 + exp(s_j - s_i)) with w_ij = (10 d_ij + |1 / D_i - 1 / D_j|) |G_i - G_j|, where i and j are ranks by the
-    present scores, D_i = log2(1 + i), d_ij = |1 / D_|i-j| - 1 / D_(|i-j|+1)|, and the gain G_i = (2^relevance - 1) / the
-    DCG of the best order: Wang et al. 2018, "The LambdaLoss Framework for Ranking Metric Optimization", equations 14 to
-    16; `LambdaLoss` of sentence-transformers with its defaults. The weights have no gradient.
+    w_ij log2(1 + exp(s_j - s_i)) with w_ij = (10 d_ij + |1 / D_i - 1 / D_j|) |G_i - G_j|, where i and j are ranks by
+    the present scores, D_i = log2(1 + i), d_ij = |1 / D_|i-j| - 1 / D_(|i-j|+1)|, and the gain G_i is 2^relevance - 1
+    divided by the DCG of the best order: Wang et al. 2018, "The LambdaLoss Framework for Ranking Metric Optimization"
+    (CIKM), NDCG-Loss2++; `LambdaLoss` of sentence-transformers with its defaults. The weights have no gradient.
     """
     ranked = lists.by_score()
     size = ranked.scores.shape[1]
@@ -108,7 +111,7 @@ def listwise_losses(lists: ScoredLists) -> Tensor:
     """Returns the cross entropy between the shares of relevance and the softmax of the scores.
 
     -sum over i of y_i / (sum of y) log softmax(s)_i: Bruch et al. 2019, "An Analysis of the Softmax Cross Entropy Loss
-    for Learning-to-Rank with Binary Relevance", equation 4, here also with graded relevance.
+    for Learning-to-Rank with Binary Relevance" (ICTIR), here also with graded relevance.
     """
     lowest = torch.finfo(lists.scores.dtype).min
     log_shares = lists.scores.masked_fill(~lists.is_real, lowest).log_softmax(dim=1)
@@ -121,7 +124,7 @@ def rank_errors(lists: ScoredLists) -> Tensor:
     """Sums the discounted squared errors of the approximate ranks of the candidates (ADR-MSE).
 
     (r_i - a_i)^2 / log2(1 + r_i), where r_i is the rank of candidate i by the teacher and a_i = 1 + the sum over others
-    of sigmoid(s_j - s_i) its approximate rank: Schlatt et al. 2025, "Rank-DistiLLM" (arXiv:2405.07920), section 3.
+    of sigmoid(s_j - s_i) its approximate rank: Schlatt et al. 2025, "Rank-DistiLLM" (arXiv:2405.07920).
     Candidates with equal teacher scores share the mean of their ranks, as in `ADRMSELoss` of sentence-transformers.
     """
     scores, teacher, is_real = lists.scores, lists.teacher_scores, lists.is_real
