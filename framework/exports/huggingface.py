@@ -37,7 +37,7 @@ from framework.published.files import (
     read_json,
     tokenizer_folder,
 )
-from framework.published.kinds import EMBEDDING, IMAGE_TEXT, TRANSLATION, HeadKind, label_names
+from framework.published.kinds import EMBEDDING, IMAGE_TEXT, RERANKING, RERANKS_KEY, TRANSLATION, HeadKind, label_names
 from framework.published.own_class import MODEL_TYPE as OWN_MODEL_TYPE
 from framework.published.own_class import MODELING_FILE, class_name, own_class, write_own_class
 from framework.published.pretrained import PATCH_EMBEDDINGS
@@ -106,9 +106,11 @@ def export_huggingface(
     texts = {name: _as_json(content) for name, content in files.items()}
     texts |= extra_files or {}
     if facts is not None:
-        kind = EMBEDDING if MODULES_FILE in files else published.kind
+        reranks = bool(task_record.get(RERANKS_KEY)) and published.kind is not None
+        kind = EMBEDDING if MODULES_FILE in files else RERANKING if reranks else published.kind
         labels = task_record.get("labels") or ()
-        exported = ExportedModel(config, published.class_name, head_kind, kind, list(without_class), labels)
+        described = RERANKING.name if reranks else head_kind
+        exported = ExportedModel(config, published.class_name, described, kind, list(without_class), labels)
         texts[CARD_FILE] = model_card(exported, facts)
     if published.config["model_type"] == OWN_MODEL_TYPE:
         texts[MODELING_FILE] = Path(__file__).with_name(MODELING_FILE).read_text(encoding="utf-8")

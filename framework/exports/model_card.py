@@ -17,6 +17,7 @@ from framework.published.kinds import (
     EMBEDDING,
     MULTIPLE_CHOICE,
     QUESTION_ANSWERING,
+    RERANKING,
     TOKEN_CLASSIFICATION,
     HeadKind,
 )
@@ -82,6 +83,11 @@ class ExportedModel:
         """Returns True if the export has the files of sentence-transformers."""
         return self.kind is EMBEDDING
 
+    @property
+    def is_cross_encoder(self) -> bool:
+        """Returns True if `CrossEncoder` of sentence-transformers loads the export."""
+        return self.kind is RERANKING
+
 
 def model_card(model: ExportedModel, facts: RunFacts) -> str:
     """Returns the text of the card."""
@@ -120,7 +126,9 @@ def onnx_section(file: str, input_names: Sequence[str], output_names: Sequence[s
 def _front_matter(model: ExportedModel, facts: RunFacts) -> str:
     tags = ["cloze", model.config.family, model.head_kind.replace("_", "-")]
     content: dict[str, Any] = {
-        "library_name": "sentence-transformers" if model.is_sentence_transformer else "transformers",
+        "library_name": "sentence-transformers"
+        if model.is_sentence_transformer or model.is_cross_encoder
+        else "transformers",
         "tags": list(dict.fromkeys(tags)),
     }
     if model.kind is not None and model.kind.pipeline_tag is not None:
@@ -204,6 +212,17 @@ def _usage(model: ExportedModel, facts: RunFacts) -> Iterable[str]:
                 f'embeddings = SentenceTransformer("{FOLDER}").encode(["A text.", "Another text."])',
             ],
         )
+    if model.is_cross_encoder:
+        yield "Score documents with sentence-transformers. A higher score means a more relevant document:"
+        yield _block(
+            "python",
+            [
+                "from sentence_transformers import CrossEncoder",
+                "",
+                'pairs = [("A query", "A document."), ("A query", "Another.")]',
+                f'scores = CrossEncoder("{FOLDER}"{trust}).predict(pairs)',
+            ],
+        )
     yield (
         "Predict with Cloze, or start another run from these weights:"
         if facts.predicts
@@ -211,7 +230,7 @@ def _usage(model: ExportedModel, facts: RunFacts) -> Iterable[str]:
     )
     start = f"python -m framework.train init_from={FOLDER} model=from_weights tokenizer=from_weights task=... data=..."
     text = _TEXTS.get(model.head_kind, "A text.")
-    given = "input=pictures.csv" if model.head_kind in _OF_PICTURES else f'text="{text}"'
+    given = _FILES.get(model.head_kind, f'text="{text}"')
     predict = [f"python -m framework.predict run={FOLDER} {given}"] if facts.predicts else []
     yield _block("bash", [*predict, start])
 
@@ -269,6 +288,10 @@ _EXAMPLES = {
     TOKEN_CLASSIFICATION.name: (
         'inputs = tokenizer(["A", "text", "."], is_split_into_words=True, return_tensors="pt", truncation=True)',
     ),
+    RERANKING.name: (
+        'inputs = tokenizer(["A query"] * 2, ["A document.", "Another."], return_tensors="pt", padding=True, '
+        "truncation=True)",
+    ),
     MULTIPLE_CHOICE.name: (
         'inputs = tokenizer(["A text."] * 2, ["One choice.", "Another one."], return_tensors="pt", padding=True, '
         "truncation=True)",
@@ -277,8 +300,11 @@ _EXAMPLES = {
 }
 
 
-_OF_PICTURES = ("image_classification", "image_text_classification")
-"""Kinds of heads whose rows name a picture."""
+_FILES = {
+    **dict.fromkeys(("image_classification", "image_text_classification"), "input=pictures.csv"),
+    RERANKING.name: "input=queries.jsonl",
+}
+"""Input of prediction by kind of head, if its rows are no single texts."""
 
 _PICTURE = (
     "from PIL import Image",

@@ -15,6 +15,8 @@ _PROBLEM_TYPES = {
     REGRESSION: "regression",
 }
 _PROBLEMS = {theirs: ours for ours, theirs in _PROBLEM_TYPES.items()}
+_PLAIN_SCORES = {"sentence_transformers": {"activation_fn": "torch.nn.modules.linear.Identity"}}
+"""Key of config.json without which `CrossEncoder` of sentence-transformers applies a sigmoid to a single score."""
 
 
 def _nothing(source: Mapping[str, Any], heads: Mapping[str, Tensor]) -> dict[str, Any]:
@@ -59,7 +61,8 @@ def _write_classification(task_record: Mapping[str, Any], heads: Mapping[str, Te
     problem = problem_of(task_record, len(labels["id2label"]))
     if problem not in _PROBLEM_TYPES:
         raise CheckpointError(f"problem={problem!r} of the task is unknown. Use one of {', '.join(_PROBLEM_TYPES)}.")
-    return {**labels, "problem_type": _PROBLEM_TYPES[problem]}
+    plain = _PLAIN_SCORES if problem == REGRESSION and len(labels["id2label"]) == 1 else {}
+    return {**labels, "problem_type": _PROBLEM_TYPES[problem], **plain}
 
 
 def _read_classification(published: Mapping[str, Any], heads: Mapping[str, Tensor]) -> dict[str, Any]:
@@ -121,6 +124,12 @@ TRANSLATION = HeadKind("translation", "translation")
 """Decoder on top of the encoder. It has no class per family in transformers, but `EncoderDecoderModel` wraps both."""
 EMBEDDING = HeadKind("embedding", "sentence-similarity", truncates_texts=True)
 """One vector per text, exported as the base class of transformers with the files of sentence-transformers."""
+
+RERANKING = HeadKind("reranking", "text-ranking", truncates_texts=True)
+"""One score per query and document: for other libraries a sequence classification whose scores order documents."""
+
+RERANKS_KEY = "reranks"
+"""Key in the record of a task: True if its sequence classification is a reranking."""
 
 IMAGE_TEXT = "image_text"
 """Kind of a head whose vectors of texts need only the encoder; its scale and bias belong to the loss."""

@@ -49,11 +49,7 @@ _LAST_PARTS = {
     "contrast_loss": MetricName("contrastive loss", "nats"),
     "reverse_contrast_loss": MetricName("contrastive loss from positive to anchor", "nats"),
     "mrr": MetricName("mean reciprocal rank"),
-    "mrr_at_10": MetricName("mean reciprocal rank at 10"),
-    "map_at_100": MetricName("mean average precision at 100"),
-    "ndcg_at_10": MetricName("nDCG at 10"),
-    "ndcg_at_5": MetricName("nDCG at 5"),
-    "ndcg_at_20": MetricName("nDCG at 20"),
+    "map": MetricName("mean average precision"),
     "popularity_recall_at_10": MetricName("recall at 10, popularity baseline"),
     "popularity_ndcg_at_10": MetricName("nDCG at 10, popularity baseline"),
     "ndcg_at_10_over_popularity": MetricName("nDCG at 10 above the popularity baseline"),
@@ -80,6 +76,8 @@ _LAST_PARTS = {
     "mfu": MetricName("model FLOPs utilisation"),
 }
 
+_AT_RANK = re.compile(r"(ndcg|mrr|map)_at_(\d+)")
+_AT_RANK_LABELS = {"ndcg": "nDCG", "mrr": "mean reciprocal rank", "map": "mean average precision"}
 _ERROR_OF_RANKING = re.compile(r"(\w+_at_\d+\w*)_error")
 """Matches standard errors of recommendation, for example `ndcg_at_10_error`."""
 
@@ -92,6 +90,9 @@ def describe(key: str) -> MetricName:
     last_part = key.rsplit("/", 1)[-1]
     if last_part in _LAST_PARTS:
         return _LAST_PARTS[last_part]
+    at_rank = _AT_RANK.fullmatch(last_part)
+    if at_rank is not None:
+        return MetricName(f"{_AT_RANK_LABELS[at_rank[1]]} at {at_rank[2]}")
     ranking = _ERROR_OF_RANKING.fullmatch(last_part)
     if ranking is not None:
         return MetricName(f"{describe(ranking[1]).label}: standard error over users")

@@ -25,7 +25,7 @@ from framework.errors import ConfigError, DataError, check_above_zero, check_at_
 from framework.metrics.row_ratio import RowRatio
 from framework.models.config import EncoderConfig
 from framework.models.encoder import TransformerEncoder
-from framework.published.kinds import REGRESSION, SEQUENCE_CLASSIFICATION
+from framework.published.kinds import REGRESSION, RERANKS_KEY, SEQUENCE_CLASSIFICATION
 from framework.tasks.examination import Examination, ItemResults
 from framework.tasks.explanation import Explained, TokenSpans
 from framework.tasks.pooling import check_pooled_scores
@@ -210,7 +210,8 @@ class RerankingTask(Task):
 
     def to_record(self) -> dict[str, Any]:
         """Returns pooling, length, and the problem by which other libraries know a single score."""
-        return {"pooling": self.pooling, "max_length": self.max_length, "problem": REGRESSION}
+        record = {"pooling": self.pooling, "max_length": self.max_length}
+        return {**record, "problem": REGRESSION, RERANKS_KEY: True}
 
     def decode(self, outputs: Mapping[str, Tensor], batch: PackedBatch) -> list[list[float]]:
         """Returns the score of each candidate of each list."""
