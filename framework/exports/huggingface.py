@@ -106,12 +106,10 @@ def export_huggingface(
     texts = {name: _as_json(content) for name, content in files.items()}
     texts |= extra_files or {}
     if facts is not None:
-        reranks = bool(task_record.get(RERANKS_KEY)) and published.kind is not None
-        kind = EMBEDDING if MODULES_FILE in files else RERANKING if reranks else published.kind
-        labels = task_record.get("labels") or ()
-        described = RERANKING.name if reranks else head_kind
-        exported = ExportedModel(config, published.class_name, described, kind, list(without_class), labels)
-        texts[CARD_FILE] = model_card(exported, facts)
+        other = EMBEDDING if MODULES_FILE in files else None
+        texts[CARD_FILE] = model_card(
+            _described(config, published, head_kind, task_record, without_class, other), facts
+        )
     if published.config["model_type"] == OWN_MODEL_TYPE:
         texts[MODELING_FILE] = Path(__file__).with_name(MODELING_FILE).read_text(encoding="utf-8")
     texts |= tokenizer_files(config, head_kind, task_record, tokenizer)
@@ -127,6 +125,22 @@ class _Published:
     head_names: Collection[str]
     config: Mapping[str, Any]
     tensors: dict[str, Tensor]
+
+
+def _described(
+    config: EncoderConfig,
+    published: _Published,
+    head_kind: str,
+    task_record: Mapping[str, Any],
+    without_class: Collection[str],
+    other: HeadKind | None,
+) -> ExportedModel:
+    """Returns the facts of the model for its card; `other` is the kind of head if the class holds only the encoder."""
+    kind = other or published.kind
+    if kind is not None and task_record.get(RERANKS_KEY):
+        head_kind, kind = RERANKING.name, RERANKING
+    labels = task_record.get("labels") or ()
+    return ExportedModel(config, published.class_name, head_kind, kind, list(without_class), labels)
 
 
 def _publish(

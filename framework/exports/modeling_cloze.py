@@ -111,16 +111,18 @@ class ClozeForSequenceClassification(PreTrainedModel):
         labels=None,
         output_hidden_states=False,
         output_attentions=False,
+        return_dict=None,
     ):
         """Scores each sequence, and computes the loss if labels are given."""
         options = {"output_hidden_states": output_hidden_states, "output_attentions": output_attentions}
         logits, outputs = self.scores(input_ids, attention_mask, token_type_ids, options)
-        return SequenceClassifierOutput(
+        result = SequenceClassifierOutput(
             loss=None if labels is None else self.loss(logits, labels),
             logits=logits,
             hidden_states=outputs.hidden_states,
             attentions=outputs.attentions,
         )
+        return result.to_tuple() if return_dict is False else result
 
     def loss(self, logits: Tensor, labels: Tensor) -> Tensor:
         """Returns the mean loss of `problem_type`."""

@@ -32,8 +32,8 @@ _RENAMED = {"side_config": "to_record", "side_files": "extra_files"}
 """New names of methods that a task may override, by their old names."""
 
 _EXPLAINABLE = (
-    "Classification, regression, relation extraction, question answering, token classification, multiple choice and "
-    "embeddings of pairs have such scores. Explain a run of such a task."
+    "Classification, regression, relation extraction, question answering, token classification, multiple choice, "
+    "reranking and embeddings of pairs have such scores. Explain a run of such a task."
 )
 
 

@@ -19,7 +19,9 @@ STEPS = [
 ]
 ADAMW = ["optimizer=adamw", "optimizer.lr=1e-3"]
 # Losses of retrieval and recommendation compare all sequences of a step, whose number the host must know.
-FINE_TUNED = ["sequence_classification", "token_classification", "question_answering", "multiple_choice"]
+FINE_TUNED = [
+    *("sequence_classification", "token_classification", "question_answering", "multiple_choice", "reranking"),
+]
 
 
 def test_waits_and_constants_are_named() -> None:

@@ -71,7 +71,7 @@ def pairwise_losses(lists: ScoredLists) -> Tensor:
     RankNet: Burges et al. 2005, "Learning to rank using gradient descent", section 3, with target probability 1.
     `RankNetLoss` of sentence-transformers has the logarithm to base 2.
     """
-    return _pair_sum(lists, torch.ones(()))
+    return _pair_sum(lists, 1.0)
 
 
 def lambda_losses(lists: ScoredLists) -> Tensor:
@@ -99,11 +99,11 @@ def lambda_losses(lists: ScoredLists) -> Tensor:
     return _pair_sum(ranked, weights / math.log(2.0))
 
 
-def _pair_sum(lists: ScoredLists, weights: Tensor) -> Tensor:
+def _pair_sum(lists: ScoredLists, weights: Tensor | float) -> Tensor:
     differences = lists.scores[:, :, None] - lists.scores[:, None, :]
     is_ordered = lists.relevance[:, :, None] > lists.relevance[:, None, :]
     is_pair = is_ordered & lists.is_real[:, :, None] & lists.is_real[:, None, :]
-    losses = weights.to(differences) * nn.functional.softplus(-differences)
+    losses = weights * nn.functional.softplus(-differences)
     return torch.where(is_pair, losses, 0.0).sum(dim=(1, 2))
 
 

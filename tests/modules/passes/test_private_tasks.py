@@ -46,6 +46,7 @@ KINDS = MappingProxyType({
     "question_answering": ("question_answering", ("task.max_length=16", "task.stride=3"), "row"),
     "multiple_choice": ("multiple_choice", (), "row"),
     "choices_of_users": ("multiple_choice", ("privacy.unit_column=user", "privacy.max_rows_per_unit=3"), "user"),
+    "reranking": ("reranking", (), "row"),
     "relation_extraction": (
         "relation_extraction",
         ('data.labels=["Inside(e1,e2)","Inside(e2,e1)",Other]',),
