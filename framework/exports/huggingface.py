@@ -107,9 +107,8 @@ def export_huggingface(
     texts |= extra_files or {}
     if facts is not None:
         other = EMBEDDING if MODULES_FILE in files else None
-        texts[CARD_FILE] = model_card(
-            _described(config, published, head_kind, task_record, without_class, other), facts
-        )
+        exported = _described(config, published, head_kind, task_record, without_class, other)
+        texts[CARD_FILE] = model_card(exported, facts)
     if published.config["model_type"] == OWN_MODEL_TYPE:
         texts[MODELING_FILE] = Path(__file__).with_name(MODELING_FILE).read_text(encoding="utf-8")
     texts |= tokenizer_files(config, head_kind, task_record, tokenizer)

@@ -202,27 +202,7 @@ def _usage(model: ExportedModel, facts: RunFacts) -> Iterable[str]:
         yield from _words_usage(facts)
     if model.without_class:
         yield from _missing_head(model, facts)
-    if model.is_sentence_transformer:
-        yield "Compute embeddings with sentence-transformers:"
-        yield _block(
-            "python",
-            [
-                "from sentence_transformers import SentenceTransformer",
-                "",
-                f'embeddings = SentenceTransformer("{FOLDER}").encode(["A text.", "Another text."])',
-            ],
-        )
-    if model.is_cross_encoder:
-        yield "Score documents with sentence-transformers. A higher score means a more relevant document:"
-        yield _block(
-            "python",
-            [
-                "from sentence_transformers import CrossEncoder",
-                "",
-                'pairs = [("A query", "A document."), ("A query", "Another.")]',
-                f'scores = CrossEncoder("{FOLDER}"{trust}).predict(pairs)',
-            ],
-        )
+    yield from _sentence_transformers_usage(model, trust)
     yield (
         "Predict with Cloze, or start another run from these weights:"
         if facts.predicts
@@ -233,6 +213,24 @@ def _usage(model: ExportedModel, facts: RunFacts) -> Iterable[str]:
     given = _FILES.get(model.head_kind, f'text="{text}"')
     predict = [f"python -m framework.predict run={FOLDER} {given}"] if facts.predicts else []
     yield _block("bash", [*predict, start])
+
+
+def _sentence_transformers_usage(model: ExportedModel, trust: str) -> Iterable[str]:
+    """Shows the call of sentence-transformers, if it loads the export."""
+    if model.is_sentence_transformer:
+        yield "Compute embeddings with sentence-transformers:"
+        name = "SentenceTransformer"
+        lines = [f'embeddings = SentenceTransformer("{FOLDER}").encode(["A text.", "Another text."])']
+    elif model.is_cross_encoder:
+        yield "Score documents with sentence-transformers. A higher score means a more relevant document:"
+        name = "CrossEncoder"
+        lines = [
+            'pairs = [("A query", "A document."), ("A query", "Another.")]',
+            f'scores = CrossEncoder("{FOLDER}"{trust}).predict(pairs)',
+        ]
+    else:
+        return
+    yield _block("python", [f"from sentence_transformers import {name}", "", *lines])
 
 
 def _pipeline_usage(kind: HeadKind, trust: str) -> Iterable[str]:

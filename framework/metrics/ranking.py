@@ -42,7 +42,7 @@ def rank_gains(scores: np.ndarray, gains: np.ndarray, ideal: np.ndarray | None =
     return RankedGains(np.take_along_axis(gains, order, axis=1), -np.sort(-best, axis=1))
 
 
-def pad_lists(lists: Sequence[Sequence[float]], filler: float) -> np.ndarray:
+def pad_lists(lists: Sequence[Sequence[float] | np.ndarray], filler: float) -> np.ndarray:
     """Returns (lists, longest) float64: the lists, completed at their ends by a filler."""
     padded = np.full((len(lists), max(map(len, lists), default=0)), filler)
     for row, values in zip(padded, lists, strict=True):

@@ -61,7 +61,7 @@ def examine_lists(lists: Sequence[CandidateList], results: ItemResults, top_k: i
     rows = []
     for index, (each, scores) in enumerate(zip(lists, results.decoded, strict=True)):
         relevance = each.relevance or ()
-        order = sorted(range(len(scores)), key=lambda place, own=scores: -own[place])  # type: ignore[misc]
+        order = sorted(range(len(scores)), key=ranks_of(scores).__getitem__)
         best = max(range(len(relevance)), key=relevance.__getitem__)
         shown = [f"{scores[place]:.3f} ({relevance[place]:g}) {each.documents[place]}" for place in order[:_NUM_SHOWN]]
         rows.append(
