@@ -1,5 +1,6 @@
 """Training texts for embeddings: pairs, scored pairs, or labelled texts; validated and split."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -10,6 +11,7 @@ from framework.data.examples.beir import is_beir, read_beir
 from framework.data.examples.splits import R, ReadSplits, SplitFiles, same_text
 from framework.data.personal_data.masking import TextMasking
 from framework.data.reading.files import Reading
+from framework.data.reading.header import plain_float
 from framework.data.reading.rows import read_rows
 from framework.data.reading.table_format import TableFormat
 from framework.errors import ConfigError, DataError
@@ -27,11 +29,13 @@ class TextGroup:
         location: File, row and line, for messages.
         texts: The text, then its paired text (labelled texts have none), then its hard negatives.
         answer: Score of a scored pair, label of a labelled text, or None.
+        teacher_scores: A teacher's score of the paired text and of each hard negative; None: there is no teacher.
     """
 
     location: str
     texts: tuple[str, ...]
     answer: float | str | None = None
+    teacher_scores: tuple[float, ...] | None = None
 
     @property
     def identity(self) -> tuple[str, ...]:
@@ -65,6 +69,8 @@ class TextPairData(SplitFiles):
         score_column: Column of the number. None: pairs are matches.
         label_column: Column of the label. None: texts come in pairs.
         negative_columns: Columns of hard negatives. A cell with a JSON list holds several, an empty cell none.
+        teacher_column: Column of a teacher's scores of a match: a JSON list with the score of the second text and of
+            each hard negative, in their order. None: there is no teacher.
         format: Format of the files. None: the defaults of TableFormat.
         on_bad_row: Handling of a row that is broken, or that lacks a text, the label or the number. "error" stops,
             "skip" drops and counts the row.
@@ -81,6 +87,7 @@ class TextPairData(SplitFiles):
     score_column: str | None = None
     label_column: str | None = None
     negative_columns: list[str] = field(default_factory=list)
+    teacher_column: str | None = None
     format: TableFormat | None = None
     on_bad_row: Literal["error", "skip"] = "error"
 
@@ -100,6 +107,13 @@ class TextPairData(SplitFiles):
             raise ConfigError(
                 f"data.negative_columns is {self.negative_columns}, but the rows are {self.kind}. Only pairs without a "
                 "score can have hard negatives. Set it to []."
+            )
+
+        if self.teacher_column is not None and (self.kind != "matches" or not self.negative_columns):
+            raise ConfigError(
+                f"data.teacher_column is {self.teacher_column}, but the rows are {self.kind} with negative_columns="
+                f"{self.negative_columns}. A teacher scores the second text of a match and its hard negatives. Name "
+                "the columns of hard negatives, or set teacher_column to null."
             )
 
     @property
@@ -175,16 +189,22 @@ class TextPairData(SplitFiles):
     def _read(self, path: Path, reading: Reading) -> list[TextGroup]:
         if is_beir(path):
             return self._judged_pairs(path, reading)
-        all_columns = [self.text_column, self.pair_column, self.score_column, self.label_column]
+        all_columns = [self.text_column, self.pair_column, self.score_column, self.label_column, self.teacher_column]
         columns = [column for column in all_columns if column is not None]
+        lists = [*self.negative_columns, *([self.teacher_column] if self.teacher_column is not None else [])]
         rows = []
-        for row in read_rows(path, [*columns, *self.negative_columns], reading, self.format, self.negative_columns):
+        for row in read_rows(path, [*columns, *self.negative_columns], reading, self.format, lists):
             with reading.handling_bad_row():
                 rows.append(self._group(f"{path}, {row.location}", row.values, columns))
         return rows
 
     def _judged_pairs(self, path: Path, reading: Reading) -> list[TextGroup]:
         """Returns the queries of a BEIR folder with each of their relevant documents."""
+        if self.teacher_column is not None:
+            raise ConfigError(
+                f"`data.train` is the BEIR folder {path}, and data.teacher_column is {self.teacher_column}. A BEIR "
+                "folder has no scores of a teacher. Give a file with this column, or set teacher_column to null."
+            )
         if self.kind != "matches":
             raise ConfigError(
                 f"`data.train` is the BEIR folder {path}, but the rows of the data are {self.kind}. Queries and their "
@@ -207,10 +227,34 @@ class TextPairData(SplitFiles):
             texts += _texts_of(values[column])
         if self.label_column is not None:
             return TextGroup(location, tuple(texts), values[self.label_column].strip())
+        if self.teacher_column is not None:
+            scores = _scores_of(location, self.teacher_column, values[self.teacher_column], len(texts) - 1)
+            return TextGroup(location, tuple(texts), teacher_scores=scores)
         if self.score_column is None:
             return TextGroup(location, tuple(texts))
         score = read_cell(location, self.score_column, values[self.score_column], _NUMBER.read)
         return TextGroup(location, tuple(texts), score)
+
+
+def _scores_of(location: str, column: str, cell: str, num_candidates: int) -> tuple[float, ...]:
+    """Returns the scores of a cell.
+
+    Raises:
+        DataError: The cell is no JSON list of finite numbers, or holds another number of them.
+    """
+    items = parse_list(cell)
+    scores = [plain_float(str(each)) for each in items or ()]
+    if items is None or not all(each is not None and math.isfinite(each) for each in scores):
+        raise DataError(
+            f"{location}: {column!r} is {cell.strip()[:80]!r}. It must be a JSON list of finite numbers. Correct or "
+            "remove the row."
+        )
+    if len(items) != num_candidates:
+        raise DataError(
+            f"{location}: {column!r} has {len(items)} scores for {num_candidates} candidates. A teacher scores the "
+            "second text and each hard negative. Correct or remove the row."
+        )
+    return tuple(each for each in scores if each is not None)
 
 
 def _texts_of(cell: str) -> list[str]:

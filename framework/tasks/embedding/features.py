@@ -3,8 +3,9 @@
 An evaluated split may end with items of a single text: additional search candidates.
 
 Targets, one per sequence: `queries`, an id shared by items with the same first text or the same label (NO_QUERY: the
-text is only a candidate); `texts`, an id of the text, or of the label for labelled texts; `scores` of scored pairs. The
-record of an item (`FlatSource.records`) is its score or a `SearchRole`.
+text is only a candidate); `texts`, an id of the text, or of the label for labelled texts; `scores` of scored pairs;
+`teacher_scores` of the candidates of matching pairs. The record of an item (`FlatSource.records`) is its score or a
+`SearchRole`.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -41,6 +42,9 @@ class SearchRole:
     answer: int
     candidate: int | None
 
+
+TEACHER_SCORES = "teacher_scores"
+"""Target with the teacher's scores of candidates; 0 for other texts."""
 
 LayOut = Callable[[Sequence[str], np.ndarray, Tokenizer, int], tuple[Layout, Mapping[str, np.ndarray]]]
 """Function from texts, (texts,) bool that is True for documents, the tokenizer and the maximum number of tokens to the
@@ -86,6 +90,8 @@ def text_source(
     texts = [text for item in items for text in item]
     layout, token_targets = layout_of(texts, ~is_query if is_document is None else is_document, tokenizer, max_length)
     counts = is_query if "queries" in targets else np.zeros(len(is_query))
+    if TEACHER_SCORES in targets:
+        counts = counts & (sizes.repeat(sizes) > POSITIVE + 1)  # a single candidate is compared with none
     flat_targets = {name: FlatTarget(values, "sequences") for name, values in targets.items()}
     flat_targets |= {name: FlatTarget(values, "tokens") for name, values in token_targets.items()}
     return layout.source(flat_targets, dict.fromkeys(terms, counts), max_length, sizes, records)
@@ -136,6 +142,9 @@ def match_source(
             queries.append([NO_QUERY])
             records.append(SearchRole(None, answer, ANCHOR))
     targets = {"queries": np.array([*chain(*queries)]), "texts": np.array([*chain(*members)])}
+    if any(group.teacher_scores is not None for group in groups):
+        scores = [[0.0, *(group.teacher_scores or ())] for group in groups] + [[0.0]] * (len(items) - len(groups))
+        targets[TEACHER_SCORES] = np.array([*chain(*scores)])
     return text_source(items, targets, terms, tokenizer, max_length, records, layout_of)
 
 

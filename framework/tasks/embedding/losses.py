@@ -118,6 +118,45 @@ def cosent(rows: Rows, temperature: float) -> Tensor:
     return torch.cat([differences.new_zeros(1), differences]).logsumexp(dim=0) * len(references)
 
 
+def candidate_lists(scores: Tensor, rows: Rows) -> tuple[Tensor, Tensor, Tensor]:
+    """Arranges scores as a list of candidates for each anchor: its positive, then its hard negatives.
+
+    Args:
+        scores: (rows,) score of each row with the anchor of its item; that of the anchor itself is ignored.
+        rows: `members` and `teacher_scores` of the rows, ordered by sequence id.
+
+    Returns:
+        (anchors, candidates) scores, scores of the teacher, and bool, False for padding.
+    """
+    members = rows["members"]
+    owners = (members == ANCHOR).cumsum(0) - 1
+    is_candidate = members != ANCHOR
+    place = owners[is_candidate], members[is_candidate] - POSITIVE
+    num_anchors = int((members == ANCHOR).sum())
+    shape = (num_anchors, int(members.max()) if len(members) else 0)
+    own, taught = (
+        scores.new_zeros(shape).index_put(place, each[is_candidate].to(scores.dtype))
+        for each in (scores, rows["teacher_scores"])
+    )
+    is_real = torch.zeros(shape, dtype=torch.bool, device=members.device)
+    return own, taught, is_real.index_put(place, is_real.new_ones(()))
+
+
+def taught_scores(rows: Rows, temperature: float, losses: Callable[[Tensor, Tensor, Tensor], Tensor]) -> Tensor:
+    """Sums a loss between the scores of each anchor's candidates and those of a teacher.
+
+    Args:
+        rows: Rows of the step, with `teacher_scores` (rows,) of candidates. Without them the sum is 0.
+        temperature: Divisor of the cosines, which are the scores.
+        losses: Function of `framework.nn.score_distillation`.
+    """
+    if "teacher_scores" not in rows or not len(rows["members"]):
+        return rows["embeddings"].sum() * 0.0
+    vectors, is_anchor = normalize(rows["embeddings"], dim=1), rows["members"] == ANCHOR
+    anchors = vectors[is_anchor].index_select(0, is_anchor.cumsum(0) - 1)
+    return losses(*candidate_lists((vectors * anchors).sum(dim=1) / temperature, rows)).sum()
+
+
 def mean_over_sizes(loss: Callable[[Rows], Tensor], rows: Rows, sizes: Sequence[int]) -> Tensor:
     """Averages a loss over embeddings truncated to each of several sizes.
 

@@ -20,6 +20,7 @@ from framework.data.tokenization.tokenizer import Tokenizer
 from framework.errors import ConfigError, check_above_zero, check_choice
 from framework.models.config import EncoderConfig
 from framework.models.encoder import TransformerEncoder
+from framework.nn.score_distillation import margin_losses, score_divergences
 from framework.tasks.embedding.data import TextGroup, TextPairData
 from framework.tasks.embedding.examine import examine_pairs, examine_search, examine_sets
 from framework.tasks.embedding.features import (
@@ -32,7 +33,7 @@ from framework.tasks.embedding.features import (
     text_source,
 )
 from framework.tasks.embedding.head import EmbeddingHead, item_vectors
-from framework.tasks.embedding.losses import POSITIVE, cosent, info_nce, mean_over_sizes
+from framework.tasks.embedding.losses import POSITIVE, cosent, info_nce, mean_over_sizes, taught_scores
 from framework.tasks.embedding.scores import Index, Scorer, cosine_scorer, pair_cosines, pair_scores, search_scores
 from framework.tasks.embedding.search_sets import SearchSource, search_source, set_scores, set_table
 from framework.tasks.examination import Examination, ItemResults
@@ -46,6 +47,9 @@ if TYPE_CHECKING:
 PAIR = ("text", "pair")
 """Fields of a pair of texts."""
 
+_TAUGHT = {"margin_mse": margin_losses, "kl": score_divergences}
+"""Losses of objectives that follow the scores of a teacher."""
+
 _EVALUATED_SEED = 0
 """Seed for the second texts of evaluated splits. It is fixed so that runs with different seeds are comparable."""
 
@@ -55,7 +59,8 @@ class EmbeddingTask(StepLevelTask):
 
     Args:
         objective: "contrastive" (InfoNCE), for matching pairs and labelled texts; "similarity" (CoSENT), for scored
-            pairs.
+            pairs; "margin_mse" or "kl", for matching pairs with hard negatives and the scores of a teacher, which the
+            cosines divided by the temperature follow (`framework.nn.score_distillation`).
         max_length: Maximum number of tokens of a sequence, special tokens included. Longer texts are truncated.
         pooling: Name in `framework.tasks.pooling`: "cls" or "mean".
         normalize: Scale predicted embeddings to length 1. Losses and metrics always use cosines.
@@ -80,7 +85,7 @@ class EmbeddingTask(StepLevelTask):
 
     def __init__(
         self,
-        objective: Literal["contrastive", "similarity"] = "contrastive",
+        objective: Literal["contrastive", "similarity", "margin_mse", "kl"] = "contrastive",
         max_length: int = 128,
         pooling: str = "mean",
         normalize: bool = True,
@@ -89,7 +94,7 @@ class EmbeddingTask(StepLevelTask):
         matryoshka_sizes: Sequence[int] = (),
         candidates: Literal["split", "train"] = "split",
     ) -> None:
-        check_choice("task.objective", objective, ("contrastive", "similarity"))
+        check_choice("task.objective", objective, ("contrastive", "similarity", *_TAUGHT))
         check_choice("task.candidates", candidates, ("split", "train"))
         check_max_length("task.max_length", max_length, SHORTEST)
         check_choice("task.pooling", pooling, POOLINGS)
@@ -109,6 +114,9 @@ class EmbeddingTask(StepLevelTask):
         if objective == "similarity":
             self.loss_weights = {"cosent": 1.0}
             self.best_metric = "spearman"
+        elif objective in _TAUGHT:
+            self.loss_weights = {objective: 1.0}
+            self.best_metric = "mrr"
         else:
             self.loss_weights = {"contrast": 0.5, "reverse_contrast": 0.5} if symmetric else {"contrast": 1.0}
             self.best_metric = "mrr"
@@ -127,6 +135,7 @@ class EmbeddingTask(StepLevelTask):
                 "searched. A search needs the objective contrastive. To evaluate a run with the objective similarity, "
                 "add 'task={objective: contrastive}'."
             )
+        self._check_teacher(data)
         if pairs.splits and (data.kind == "scored") != (self.objective == "similarity"):
             fitting = "similarity" if data.kind == "scored" else "contrastive"
             raise ConfigError(
@@ -148,6 +157,19 @@ class EmbeddingTask(StepLevelTask):
             searched_sets = search_source(each.sets, terms, tokenizer, self.max_length, self.layout_of)
             sources[split] = with_facts(searched_sets, each.facts)
         return sources
+
+    def _check_teacher(self, data: TextPairData) -> None:
+        """Checks that the objective reads the scores of a teacher exactly if the data has them."""
+        if self.objective in _TAUGHT and data.train is not None and data.teacher_column is None:
+            raise ConfigError(
+                f"task.objective is {self.objective}, but data.teacher_column is null. This objective follows the "
+                "scores of a teacher. Name their column, or set task.objective=contrastive."
+            )
+        if self.objective not in _TAUGHT and data.teacher_column is not None:
+            raise ConfigError(
+                f"data.teacher_column is {data.teacher_column}, but task.objective is {self.objective}, which follows "
+                f"no teacher. Set data.teacher_column=null, or task.objective={' or '.join(_TAUGHT)}."
+            )
 
     def _source(
         self, kind: str, groups: list[TextGroup], searched: list[TextGroup], tokenizer: Tokenizer, seed: int
@@ -174,10 +196,15 @@ class EmbeddingTask(StepLevelTask):
         return EmbeddingHead(POOLINGS[self.pooling], self.normalize)
 
     def step_loss_sums(self, rows: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Sums InfoNCE over anchors (`contrast`) and over positives (`reverse_contrast`), or CoSENT (`cosent`)."""
+        """Sums InfoNCE over anchors (`contrast`) and over positives (`reverse_contrast`), or the one other term."""
         sizes = self._sizes(rows["embeddings"].shape[1])
         if self.objective == "similarity":
             return {"cosent": mean_over_sizes(lambda cut: cosent(cut, self.temperature), rows, sizes)}
+        if self.objective in _TAUGHT:
+            losses = _TAUGHT[self.objective]
+            return {
+                self.objective: mean_over_sizes(lambda cut: taught_scores(cut, self.temperature, losses), rows, sizes)
+            }
         sums = mean_over_sizes(lambda cut: info_nce(cut, self.temperature), rows, sizes)
         # If the loss is not symmetric, the second sum has no weight and is dropped.
         return dict(zip(self.loss_weights, sums.unbind(), strict=False))

@@ -1,6 +1,7 @@
 """Rows of pairs, of scored pairs and of labelled texts, and an error with file and row for every bad row."""
 
 import json
+import re
 
 import pytest
 
@@ -83,3 +84,33 @@ def test_at_least_two_different_texts_or_labels_are_required(tmp_path):
 def test_columns_are_those_of_one_kind(columns, fault):
     with pytest.raises(ConfigError, match=fault):
         TextPairData("rows.csv", **columns)
+
+
+def test_scores_of_a_teacher_in_tables_and_json(tmp_path):
+    table = write(tmp_path, 'text,pair,not,scores\na,b,"[""c"", ""d""]","[9.5, 1, -2]"\ne,f,,[3]\n')
+    lines = [{"text": "a", "pair": "b", "not": ["c", "d"], "scores": [9.5, 1, -2]}]
+    lines += [{"text": "e", "pair": "f", "not": [], "scores": [3]}]
+    objects = write(tmp_path, "".join(json.dumps(line) + "\n" for line in lines), "rows.jsonl")
+    for path in (table, objects):
+        rows = TextPairData(path, negative_columns=["not"], teacher_column="scores").load().splits["train"]
+        assert [row.teacher_scores for row in rows] == [(9.5, 1.0, -2.0), (3.0,)]
+
+
+@pytest.mark.parametrize(
+    ("cell", "fault"),
+    [
+        ('"[1, 2, 3]"', "row 2 (line 3): 'scores' has 3 scores for 2 candidates"),
+        ("[1]", "row 2 (line 3): 'scores' has 1 scores for 2 candidates"),
+        ('"[1, ""x""]"', "row 2 (line 3): 'scores' is '[1, \"x\"]'. It must be a JSON list of finite numbers"),
+        ("1.5", "row 2 (line 3): 'scores' is '1.5'. It must be a JSON list"),
+    ],
+)
+def test_a_teacher_with_another_number_of_scores_is_named_with_its_row(tmp_path, cell, fault):
+    path = write(tmp_path, f'text,pair,not,scores\na,b,c,"[1, 2]"\nd,e,f,{cell}\n')
+    with pytest.raises(DataError, match=re.escape(fault)):
+        TextPairData(path, negative_columns=["not"], teacher_column="scores").load()
+
+
+def test_a_teacher_scores_matches_with_negatives_only():
+    with pytest.raises(ConfigError, match=r"data\.teacher_column is x, but the rows are matches with neg"):
+        TextPairData("rows.csv", teacher_column="x")

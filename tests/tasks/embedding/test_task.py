@@ -12,6 +12,7 @@ from framework.data.planning.collate import FixedShape
 from framework.data.planning.plan import StepSequences
 from framework.data.tokenization.tokenizer import Tokenizer
 from framework.errors import ConfigError
+from framework.nn.score_distillation import margin_losses, score_divergences
 from framework.tasks.embedding.data import TextGroup
 from framework.tasks.embedding.features import (
     SearchRole,
@@ -21,7 +22,7 @@ from framework.tasks.embedding.features import (
     text_source,
 )
 from framework.tasks.embedding.head import EmbeddingHead
-from framework.tasks.embedding.losses import NO_QUERY, cosent, info_nce
+from framework.tasks.embedding.losses import NO_QUERY, cosent, info_nce, taught_scores
 from framework.tasks.embedding.scores import cosine_scorer, pair_scores, search_scores
 from framework.tasks.embedding.task import EmbeddingTask
 from framework.tasks.pooling import POOLINGS
@@ -256,3 +257,41 @@ def test_impossible_settings_are_rejected():
             EmbeddingTask(**settings)
     with pytest.raises(ConfigError, match="matryoshka_sizes has 32, but embeddings have 32"):
         EmbeddingTask(matryoshka_sizes=[32]).build_head(None, CONFIGS["bert"])
+
+
+@pytest.mark.parametrize("losses", [margin_losses, score_divergences])
+def test_scores_follow_those_of_a_teacher_anchor_by_anchor(losses) -> None:
+    rows = rows_of(ITEMS)
+    rows["teacher_scores"] = torch.randn(len(rows["texts"]), generator=torch.Generator().manual_seed(1)) * 5
+    expected, start = torch.zeros(()), 0
+    for _, texts in ITEMS:
+        own = slice(start, start + len(texts))
+        start += len(texts)
+        if len(texts) < 3:
+            continue
+        vectors, taught = rows["embeddings"][own], rows["teacher_scores"][own][1:]
+        scores = functional.cosine_similarity(vectors[:1], vectors[1:]) / TEMPERATURE
+        if losses is margin_losses:
+            expected = expected + functional.mse_loss(scores[0] - scores[1:], taught[0] - taught[1:])
+        else:
+            expected = expected + functional.kl_div(
+                scores.log_softmax(0), taught.log_softmax(0), reduction="sum", log_target=True
+            )
+    found = taught_scores(rows, TEMPERATURE, losses)
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)
+    gradients = [torch.autograd.grad(each, rows["embeddings"], retain_graph=True)[0] for each in (found, expected)]
+    torch.testing.assert_close(*gradients, rtol=1e-4, atol=1e-6)
+    # An empty step, and one without scores of a teacher, such as a BEIR folder.
+    assert taught_scores({name: value[:0] for name, value in rows.items()}, TEMPERATURE, losses) == 0
+    assert taught_scores(rows_of(ITEMS), TEMPERATURE, losses) == 0
+
+
+def test_only_queries_with_several_candidates_count_for_a_teacher(tokenizer) -> None:
+    groups = [
+        TextGroup("", ("a", "b", "c"), teacher_scores=(3.0, 1.0)),
+        TextGroup("", ("d", "e"), teacher_scores=(2.0,)),
+    ]
+    source = match_source(groups, [], ["kl"], tokenizer, 8)
+    batch = source.build(StepSequences(np.zeros(2), np.arange(2), np.arange(2)), 0)
+    assert batch.counts == {"kl": 1}
+    assert batch.targets["teacher_scores"].tolist() == [0.0, 3.0, 1.0, 0.0, 2.0]
