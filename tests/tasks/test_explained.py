@@ -19,6 +19,7 @@ from framework.tasks.explanation import Explained
 from framework.tasks.multiple_choice.task import MultipleChoiceTask
 from framework.tasks.question_answering.task import QuestionAnsweringTask
 from framework.tasks.relation_extraction.task import RelationExtractionTask
+from framework.tasks.reranking.task import RerankingTask
 from framework.tasks.task import Task, TaskModel
 from framework.tasks.token_classification.decode import bio_tag_set
 from framework.tasks.token_classification.task import TokenClassificationTask
@@ -33,6 +34,10 @@ QUESTIONS = [
 CHOICES = [
     {"question": "good film", "choices": '["bad", "a fine film of 1990", "poor"]'},
     {"question": "bad", "choices": '["of 1991", "film"]'},
+]
+CANDIDATES = [
+    {"query": "good film", "documents": '["bad", "a fine film of 1990", "poor"]'},
+    {"query": "bad", "documents": "of 1991"},
 ]
 PAIRS = [{"text": "a GOOD film", "pair": "a fine  film of 1990"}, {"text": "bad", "pair": "a poor film, of 1993"}]
 SENTENCES = [{"text": "a good-fine  film"}, {"tokens": '["a", "bad-good", "film"]'}, {"text": LONG}]
@@ -76,6 +81,7 @@ CASES = {
     "no_answers": (lambda: answerer(-1000.0), QUESTIONS),
     "choices": (chooser, CHOICES),
     "contexts": (lambda: chooser(True), [{**row, "context": "a year? of 1990"} for row in CHOICES]),
+    "candidates": (lambda: RerankingTask(max_length=24, pooling="mean"), CANDIDATES),
     "pairs": (lambda: EmbeddingTask(max_length=12), PAIRS),
     "entities": (tagger, SENTENCES),
     "relations": (relations, MARKED),
@@ -146,6 +152,8 @@ def expected(case: Explanations, row: int) -> list[float]:
         return [float(best)]
     if "choices" in prediction:
         return [float(case.outputs(row)[1]["logits"][prediction["index"], 0])]
+    if "ranks" in prediction:
+        return [float(case.outputs(row)[1]["logits"].max())]
     if "cosine" in prediction:
         first, second = case.outputs(row)[1]["embeddings"].astype(float)
         return [first @ second / np.linalg.norm(first) / np.linalg.norm(second)]
@@ -161,7 +169,9 @@ def test_scores_follow_their_definitions(name, tokenizer):
     for row, scores in enumerate(case.by_row):
         for each, value in zip(scores, expected(case, row), strict=True):
             assert next(results).score == pytest.approx(value, abs=1e-5)
-            assert each.name in (case.predictions[row].get(key) for key in ("answer", "label")) or each.name == "cosine"
+            names = [case.predictions[row].get(key) for key in ("answer", "label")]
+            names += ["cosine", *case.predictions[row].get("documents", [])]
+            assert each.name in names
 
 
 def window_of(word: int, num_words: int) -> tuple[int, int]:
@@ -228,7 +238,7 @@ def test_words_have_the_characters_of_the_texts_as_given(name, tokenizer):
                 if field == "tokens":
                     assert word["text"] == ["a", "bad-good", "film"][word["start"]] and word["end"] == word["start"] + 1
                     continue
-                if field == "choices":
+                if field in ("choices", "documents"):
                     text = each.name
                 if name == "relations":
                     text = text.replace("<e1>", "").replace("</e1>", "").replace("<e2>", "").replace("</e2>", "")

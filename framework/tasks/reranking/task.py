@@ -173,7 +173,9 @@ class RerankingTask(Task):
             pairs: Queries with a document; the same pair may occur several times.
             tokenizer: Tokenizer of the model.
         """
-        lists = [CandidateList(f"pair {index}", *pair[:1], pair[1:]) for index, pair in enumerate(pairs, start=1)]
+        lists = [
+            CandidateList(f"pair {index}", query, (document,)) for index, (query, document) in enumerate(pairs, start=1)
+        ]
         return candidate_source(lists, tokenizer, self.max_length, self.loss)
 
     def _list(self, row: Row) -> CandidateList:
