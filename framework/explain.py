@@ -20,7 +20,8 @@ from framework.config.command import command
 from framework.config.command_schema import ExplainConfig
 from framework.config.dry_check import print_check
 from framework.config.explained_rows import NOTHING_EXPLAINED, coloured, explanation
-from framework.config.input_rows import InputRow, join_rows, read_input_rows, read_settings, report_bad_rows
+from framework.config.input_rows import InputRow, read_input_rows, read_settings
+from framework.config.joined_rows import join_rows, report_bad_rows
 from framework.config.outputs import open_output, write_to_stdout
 from framework.config.prediction_files import find_writer, write_rows
 from framework.config.trained import Trained, describe_trained, open_inference, open_trained

@@ -14,20 +14,33 @@ from typing import Any
 from omegaconf import DictConfig
 
 import framework.distributed.processes.early_check  # noqa: F401  must come before Lightning
+from framework.config.adapter_prediction import open_adapter_rows
 from framework.config.command import command
 from framework.config.command_schema import PredictConfig
 from framework.config.dry_check import print_check
-from framework.config.input_rows import join_rows, read_input_rows, read_settings, report_bad_rows
+from framework.config.input_rows import read_input_rows, read_settings
+from framework.config.joined_rows import join_rows, report_bad_rows
 from framework.config.outputs import open_output
 from framework.config.prediction_files import find_writer, write_rows
 from framework.config.trained import describe_trained, open_inference, open_trained
+from framework.config.vector_files import holds_vectors
+from framework.config.vector_prediction import predict_vectors
 from framework.distributed.processes.environment import process_info
 
 
 @command("predict")
 def predict(composed: DictConfig) -> list[dict[str, Any]]:
-    """Predicts every row, writes the rows in the order of the input, and returns them; none under `check`."""
+    """Predicts every row, and writes the rows in the order of the input.
+
+    Returns:
+        The rows; none under `check`, or for a file of vectors.
+    """
     settings = read_settings(composed, PredictConfig)
+    if settings.adapters is not None:
+        return predict_with_adapters(settings)
+    if holds_vectors(settings.output):
+        predict_vectors(settings, open_trained(settings, settings.task))
+        return []
     is_first = process_info().rank == 0
     with open_output(settings.output) if is_first else nullcontext() as write:
         trained = open_trained(settings, settings.task)
@@ -45,6 +58,23 @@ def predict(composed: DictConfig) -> list[dict[str, Any]]:
             return rows
         write_rows(write, writer, rows)
     report_bad_rows(inputs)
+    return rows
+
+
+def predict_with_adapters(settings: PredictConfig) -> list[dict[str, Any]]:
+    """Predicts each row with its own adapter, like `predict`."""
+    is_first = process_info().rank == 0
+    with open_output(settings.output) if is_first else nullcontext() as write:
+        opened = open_adapter_rows(settings)
+        if settings.check:
+            if is_first:
+                print_check([("base", opened.base.source), *opened.facts])
+            return []
+        rows = join_rows(opened.inputs, opened.predict(settings))
+        if write is None:
+            return rows
+        write_rows(write, find_writer(settings.output, opened.adapters[0].trained.task.text_format), rows)
+    report_bad_rows(opened.inputs)
     return rows
 
 

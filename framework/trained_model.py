@@ -7,7 +7,8 @@ import numpy as np
 
 import framework.distributed.processes.early_check  # noqa: F401  must come before Lightning
 from framework.config.command_schema import InferenceConfig
-from framework.config.input_rows import join_rows, read_python_rows
+from framework.config.input_rows import read_python_rows
+from framework.config.joined_rows import join_rows
 from framework.config.nodes import check_arguments
 from framework.config.trained import Trained, build_inference, check_names_task, open_model
 from framework.data.tokenization.tokenizer import Tokenizer

@@ -205,10 +205,14 @@ class PredictConfig(InferenceConfig):
         conll: Layout of CoNLL columns; the column of tags is not read.
         columns: Column of each field of the task (for JSONL, the key); null: the columns of training, else the columns
             with the names of the fields.
+        adapters: YAML file that maps names of adapters to runs, which were trained with adapter=lora on the weights
+            `run`; null: none.
+        adapter_column: Column that names the adapter of each row; null if `adapters` is.
         keep_columns: Columns that are copied into the output with their values unchanged.
         on_bad_row: Handling of rows that cannot be predicted: "error" stops, "skip" returns nulls and an `error` for
             them.
-        output: Output file; its suffix selects JSONL, CSV, TSV or CoNLL; null: standard output.
+        output: Output file; its suffix selects JSONL, CSV, TSV or CoNLL, or for embeddings .npy or .parquet
+            (`framework.config.vector_files`); null: standard output.
     """
 
     input: str | None = None
@@ -216,6 +220,8 @@ class PredictConfig(InferenceConfig):
     format: InputFormat | None = None
     conll: InputColumns = InputColumns()
     columns: dict[str, str] | None = None
+    adapters: str | None = None
+    adapter_column: str | None = None
     keep_columns: Sequence[str] = ()
     on_bad_row: Literal["error", "skip"] = "error"
     output: str | None = None
@@ -226,6 +232,21 @@ class PredictConfig(InferenceConfig):
             raise ConfigError(
                 f"`input` is {self.input!r} and `text` is {self.text!r}. Exactly one of them must be set. Set the "
                 "other to null."
+            )
+        if (self.adapters is None) != (self.adapter_column is None):
+            raise ConfigError(
+                f"`adapters` is {self.adapters!r} and `adapter_column` is {self.adapter_column!r}. The file of "
+                "adapters and the column that names the adapter of a row need each other. Set both, or neither."
+            )
+        if self.adapters is not None and (self.output or "").lower().endswith((".npy", ".parquet")):
+            raise ConfigError(
+                f"output={self.output} is for vectors, but `adapters` is {self.adapters!r}. Predictions of several "
+                "adapters are rows. Choose a name that ends in .jsonl, .csv or .tsv."
+            )
+        if self.adapters is not None and self.input is None:
+            raise ConfigError(
+                f"`adapters` is {self.adapters!r}, but `input` is null. The adapter of a row is named in a column of a "
+                "file. Set `input`."
             )
 
 
@@ -255,11 +276,16 @@ class ExplainConfig(PredictConfig):
                 "or method=gradient for a single point."
             )
         check_at_least("`training_rows`", self.training_rows, 0, "Set 0 to find none.")
-        check_at_least("`layers`", self.layers, 0, "Set 0 to measure the influence on the head only.")
-        if (self.output or "").lower().endswith(".conll"):
+        if self.adapters is not None:
             raise ConfigError(
-                f"output={self.output} is a CoNLL file, which has no place for explanations. They are written as "
-                "JSONL, CSV or TSV. Choose a name that ends in .jsonl, .csv or .tsv."
+                f"`adapters` is {self.adapters!r}. An explanation reads one model. Explain the rows of each adapter "
+                "with its run."
+            )
+        check_at_least("`layers`", self.layers, 0, "Set 0 to measure the influence on the head only.")
+        if (self.output or "").lower().endswith((".conll", ".npy", ".parquet")):
+            raise ConfigError(
+                f"output={self.output} has no place for explanations. They are written as JSONL, CSV or TSV. Choose a "
+                "name that ends in .jsonl, .csv or .tsv."
             )
 
 

@@ -1,10 +1,8 @@
-"""Reads the rows to predict, checks each for the task, and joins them with their predictions in input order."""
+"""Reads the rows to predict, and checks each for the task."""
 
-import sys
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
-from itertools import chain
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -27,8 +25,6 @@ from framework.errors import ConfigError, DataError
 from framework.tasks.task import Task
 from framework.tasks.token_classification.data import TaggedData
 from framework.tasks.token_classification.tagged_rows import read_conll_words
-
-_RENAMED = "input_"
 
 _Settings = TypeVar("_Settings", bound=PredictConfig)
 
@@ -159,7 +155,24 @@ def read_input_rows(
     layout: SplitFiles | None,
     fields: Sequence[Sequence[str]] | None = None,
 ) -> list[InputRow]:
-    """Reads and checks the rows to predict.
+    """Reads and checks the rows to predict (`stream_input_rows`).
+
+    Raises:
+        ConfigError: See `stream_input_rows`.
+        DataError: See `stream_input_rows`; or all rows are bad.
+    """
+    rows = list(stream_input_rows(settings, task, tokenizer, layout, fields))
+    return _with_a_row(rows, "text" if settings.input is None else settings.input)
+
+
+def stream_input_rows(
+    settings: PredictConfig,
+    task: Task,
+    tokenizer: Tokenizer,
+    layout: SplitFiles | None,
+    fields: Sequence[Sequence[str]] | None = None,
+) -> Iterator[InputRow]:
+    """Reads and checks the rows to predict, one after the other.
 
     Args:
         settings: Settings of the command.
@@ -171,13 +184,13 @@ def read_input_rows(
     Raises:
         ConfigError: `columns` names a field that the task does not read; or `text` is given, but the task reads other
             fields.
-        DataError: The file cannot be used, a row is bad and `on_bad_row` is "error", or all rows are bad.
+        DataError: The file cannot be used, or a row is bad and `on_bad_row` is "error".
     """
     layout = None if layout is None else layout.with_masks(tokenizer)
     choices = choose_fields(settings.columns or {}, fields or task.field_choices, layout)
     if settings.input is None:
         texts = [settings.text] if isinstance(settings.text, str) else list(settings.text or ())
-        rows, source = _rows_of_texts(texts, choices), "text"
+        rows, source = iter(_rows_of_texts(texts, choices)), "text"
     else:
         rows, source = _read_file(settings, task, choices, layout), settings.input
     return _checked_rows(rows, task, tokenizer, source, settings.on_bad_row, layout)
@@ -211,7 +224,7 @@ def read_python_rows(
         keys = next(iter(inputs), ())
         choice = next((choice for choice in choices if set(choice.values()) <= set(keys)), choices[0])
         rows = _rows_of_mappings(inputs, choice, task, _AnsweredReading(on_bad_row, conceal=_conceal(layout)))
-    return _checked_rows(rows, task, tokenizer, "input", on_bad_row, layout)
+    return _with_a_row(list(_checked_rows(rows, task, tokenizer, "input", on_bad_row, layout)), "input")
 
 
 def _conceal(layout: SplitFiles | None) -> Callable[[str], str] | None:
@@ -251,22 +264,31 @@ def _masked(each: InputRow, task: Task, data: SplitFiles) -> InputRow:
 
 
 def _checked_rows(
-    rows: Sequence[InputRow],
+    rows: Iterable[InputRow],
     task: Task,
     tokenizer: Tokenizer,
     source: str,
     on_bad_row: Literal["error", "skip"],
     layout: SplitFiles | None,
-) -> list[InputRow]:
+) -> Iterator[InputRow]:
     """Masks and checks rows; `layout` has its masks."""
     reading = Reading(on_bad_row, conceal=_conceal(layout))
-    if layout is not None and layout.masking is not None:
-        rows = [_masked(each, task, layout) for each in rows]
-    checked = [_checked(each, task, tokenizer, source, reading) for each in rows]
+    for each in rows:
+        row = each if layout is None or layout.masking is None else _masked(each, task, layout)
+        yield _checked(row, task, tokenizer, source, reading)
+
+
+def _with_a_row(checked: list[InputRow], source: str) -> list[InputRow]:
+    """Checks that a row can be predicted."""
     if all(each.row is None for each in checked):
-        example = f"The first error is: {checked[0].error}" if checked else "Give a file with rows."
-        raise DataError(f"{source} has no row that can be predicted. At least one row must be valid. {example}")
+        raise no_row_error(source, checked[0].error if checked else None)
     return checked
+
+
+def no_row_error(source: str, first_error: str | None) -> DataError:
+    """Returns the error for an input in which no row can be predicted."""
+    example = "Give a file with rows." if first_error is None else f"The first error is: {first_error}"
+    return DataError(f"{source} has no row that can be predicted. At least one row must be valid. {example}")
 
 
 def _rows_of_texts(texts: Sequence[str], choices: Sequence[Mapping[str, str]]) -> list[InputRow]:
@@ -283,7 +305,7 @@ def _rows_of_texts(texts: Sequence[str], choices: Sequence[Mapping[str, str]]) -
 
 def _read_file(
     settings: PredictConfig, task: Task, choices: Sequence[Mapping[str, str]], layout: SplitFiles | None
-) -> list[InputRow]:
+) -> Iterator[InputRow]:
     path, form = Path(settings.input or ""), settings.format or InputFormat()
     if _is_conll(path, form, task):
         if not any("tokens" in choice for choice in choices):
@@ -298,18 +320,24 @@ def _read_file(
             )
         columns = settings.conll.over(layout.conll if isinstance(layout, TaggedData) else None)
         reading = _AnsweredReading(settings.on_bad_row, conceal=_conceal(layout))
-        return list(reading.in_order(read_conll_words(path, columns, reading)))
+        return reading.in_order(read_conll_words(path, columns, reading))
     readers: list[_Reader] = [partial(_table_rows, settings, path, task, choice) for choice in choices]
     if layout is not None and path.exists():
         table = TableFile(path, (), form, as_is=settings.keep_columns)
         readers.insert(0, partial(layout.rows_to_predict, table, settings.columns or {}))
-    attempts = (each for reader in readers if (each := _attempted(reader, settings.on_bad_row, layout)) is not None)
-    first = next(attempts)
-    # Prefer the first attempt that reads a row, else the first attempt, whose error names the usual columns.
-    rows, fault = next((each for each in chain([first], attempts) if any(row.row for row in each[0])), first)
-    if fault is not None:
-        raise fault
-    return rows
+    first: _Reader | None = None
+    for reader in readers:
+        is_supported, has_row = _tried(reader, settings.on_bad_row, layout)
+        # Prefer the first reader that reads a row, else the first reader, whose error names the usual columns.
+        if has_row:
+            first = reader
+            break
+        first = reader if first is None and is_supported else first
+    assert first is not None
+    reading = _AnsweredReading(settings.on_bad_row, conceal=_conceal(layout))
+    chosen = first(reading)
+    assert chosen is not None
+    return reading.in_order(chosen)
 
 
 def _is_conll(path: Path, form: InputFormat, task: Task) -> bool:
@@ -328,21 +356,14 @@ def _table_rows(
         yield replace(row, values={name: row.values[column] for name, column in choice.items()})
 
 
-def _attempted(
-    reader: _Reader, on_bad_row: Literal["error", "skip"], layout: SplitFiles | None
-) -> tuple[list[InputRow], DataError | None] | None:
-    """Returns the rows of a file and the error that ended reading; None if the reader does not support this file."""
+def _tried(reader: _Reader, on_bad_row: Literal["error", "skip"], layout: SplitFiles | None) -> tuple[bool, bool]:
+    """Returns whether the reader supports the file, and whether it reads a row of it."""
     reading = _AnsweredReading(on_bad_row, conceal=_conceal(layout))
-    inputs: list[InputRow] = []
     try:
         rows = reader(reading)
-        if rows is None:
-            return None
-        for each in reading.in_order(rows):
-            inputs.append(each)
-    except DataError as error:
-        return inputs, error
-    return inputs, None
+        return rows is not None, rows is not None and any(each.row for each in reading.in_order(rows))
+    except DataError:
+        return True, False
 
 
 def _checked(input_row: InputRow, task: Task, tokenizer: Tokenizer, source: str, reading: Reading) -> InputRow:
@@ -355,46 +376,3 @@ def _checked(input_row: InputRow, task: Task, tokenizer: Tokenizer, source: str,
         reading.bad_row(DataError(named))
         return InputRow(None, input_row.kept, named)
     return input_row
-
-
-def join_rows(rows: Sequence[InputRow], predictions: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Joins input rows and predictions: input columns first, then predicted keys; nulls and `error` for bad rows.
-
-    An input column with the name of a predicted key is renamed to `input_NAME`, unless it is a field of the task that
-    the predictions repeat.
-
-    Args:
-        rows: All input rows.
-        predictions: Predictions for the rows that can be predicted, in row order.
-    """
-    remaining = iter(predictions)
-    keys = list(dict.fromkeys(name for each in predictions for name in each))
-    fields = {name for each in rows if each.row is not None for name in each.row.values}
-    columns = list(dict.fromkeys(name for each in rows for name in each.kept))
-    names = _free_names(columns, keys, fields)
-    joined = []
-    for each in rows:
-        row = {name: each.kept.get(column) for column, name in names.items()}
-        if each.row is not None:
-            joined.append(row | dict(next(remaining)))
-        else:
-            joined.append(row | {key: row.get(key) for key in keys} | {"error": each.error})
-    return joined
-
-
-def _free_names(columns: Sequence[str], keys: Sequence[str], fields: Collection[str]) -> dict[str, str]:
-    """Returns the name of each column in the output."""
-    names: dict[str, str] = {}
-    for column in columns:
-        name = column
-        while (name in keys and name not in fields) or (name != column and name in columns):
-            name = _RENAMED + name
-        names[column] = name
-    return names
-
-
-def report_bad_rows(inputs: Sequence[InputRow]) -> None:
-    """Reports on standard error how many rows were skipped, and the reason for the first."""
-    bad = [each for each in inputs if each.row is None]
-    if bad:
-        sys.stderr.write(f"{len(bad)} of {len(inputs)} rows are not predicted. For example: {bad[0].error}\n")

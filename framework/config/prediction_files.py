@@ -16,7 +16,7 @@ from framework.errors import ConfigError, DataError
 PredictedRow = Mapping[str, Any]
 Writer = Callable[[Sequence[PredictedRow]], Iterator[str]]
 
-_OTHER_SUFFIXES = (".json", ".parquet", ".arrow", ".feather", ".xlsx", ".xls", ".gz", ".zst", ".zip", ".bz2", ".xz")
+_OTHER_SUFFIXES = (".json", ".arrow", ".feather", ".xlsx", ".xls", ".gz", ".zst", ".zip", ".bz2", ".xz")
 
 
 def check_suffix(output: str | None) -> None:
@@ -29,7 +29,7 @@ def check_suffix(output: str | None) -> None:
     if suffix in _OTHER_SUFFIXES:
         raise ConfigError(
             f"output={output} has the suffix {suffix}, which is not supported. Predictions are written as JSONL, CSV "
-            "or TSV. Choose a name that ends in .jsonl, .csv or .tsv."
+            "or TSV, and embeddings also as .npy or .parquet. Choose a name that ends in .jsonl, .csv or .tsv."
         )
 
 
@@ -76,7 +76,7 @@ def _delimited(delimiter: str) -> Writer:
         columns = list(dict.fromkeys(name for row in rows for name in row))
         yield _line([*columns], delimiter)
         for row in rows:
-            yield _line([_cell(row.get(name)) for name in columns], delimiter)
+            yield _line([cell_text(row.get(name)) or "" for name in columns], delimiter)
 
     return write
 
@@ -87,10 +87,10 @@ def _line(cells: list[str], delimiter: str) -> str:
     return buffer.getvalue()
 
 
-def _cell(value: Any) -> str:
-    """Formats a value for CSV: text unchanged, null as an empty text, everything else as JSON."""
+def cell_text(value: Any) -> str | None:
+    """Formats a value for a cell: text and None unchanged, everything else as JSON."""
     if value is None:
-        return ""
+        return None
     text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
     return text.encode("utf-8", "backslashreplace").decode()
 

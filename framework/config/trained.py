@@ -134,8 +134,26 @@ def open_model(settings: TrainedConfig, changes: Mapping[str, Any] | None = None
     source, runs = settings.run, Path(settings.runs)
     run = find_run(source, runs)
     weights = find_weights(source, runs, settings.weights, settings.average_last)
-    file = run[0] / TASK_FILE if run is not None else Path(source) / EXPORT_RECORD_FILE
-    record = read_task_record(run[0]) if run is not None else weights.task_record
+    return with_task(weights, None if run is None else run[0], settings, changes)
+
+
+def with_task(
+    weights: PretrainedWeights, run: Path | None, settings: TrainedConfig, changes: Mapping[str, Any] | None = None
+) -> Trained:
+    """Adds the recorded task, the tokenizer and the data to weights, as `open_model` does.
+
+    Args:
+        weights: Weights of the run or of another model.
+        run: Run folder; None: the model is not a run.
+        settings: See `open_trained`.
+        changes: See `open_trained`.
+
+    Raises:
+        FrameworkError: See `open_model`.
+    """
+    source = settings.run
+    file = run / TASK_FILE if run is not None else Path(source) / EXPORT_RECORD_FILE
+    record = read_task_record(run) if run is not None else weights.task_record
     if weights.tokenizer_dir is None:
         raise CheckpointError(
             f"{source} contains no tokenizer. A model can only be used with its tokenizer. Give a run, or a folder "
@@ -148,22 +166,22 @@ def open_model(settings: TrainedConfig, changes: Mapping[str, Any] | None = None
     task = build_task(Record(file, "task", record["config"], settings.trust), changes or {})
     with reading_record(file, "Restore the file"):
         task.restore(record)
-        task.restore_files(run[0] if run is not None else weights.tokenizer_dir)
+        task.restore_files(run if run is not None else weights.tokenizer_dir)
         separators = recorded_pair_separators(record)
         if separators not in (1, 2):
             raise ValueError(f"{separators} separators between the texts of a pair")
     tokenizer = Tokenizer.from_folder(weights.tokenizer_dir, separators)
-    check_tokenizer(tokenizer, weights, _recorded_fingerprint(run[0] if run is not None else None, record))
+    check_tokenizer(tokenizer, weights, _recorded_fingerprint(run if run is not None else None, record))
     if run is None:
         layout = Record(file, "data", record[DATA_KEY], settings.trust) if record.get(DATA_KEY) else None
         return Trained(weights, tokenizer, task, record, None, None, layout, None)
-    config, config_file = read_config(run[0]), run[0] / CONFIG_FILE
+    config, config_file = read_config(run), run / CONFIG_FILE
     with reading_record(config_file, "Restore the file"):
         data, step_size = config["data"], config["trainer"]["global_batch_size"]
         if not isinstance(step_size, int | None) or (step_size is not None and step_size < 1):
             raise ValueError(f"trainer.global_batch_size={step_size!r} is not a number of sequences")
     data_record = Record(config_file, "data", data, settings.trust)
-    return Trained(weights, tokenizer, task, record, run[0], data_record, data_record, step_size)
+    return Trained(weights, tokenizer, task, record, run, data_record, data_record, step_size)
 
 
 def _open_published(weights: PretrainedWeights, tokenizer_dir: Path) -> Trained:
@@ -252,15 +270,24 @@ def build_trained_model(trained: Trained, device: torch.device) -> TaskModel:
         CheckpointError: Weights of the head are missing or have another shape.
     """
     model = build_model(trained.task, trained.weights.config)
-    fresh = {name for name, _ in model.named_parameters() if name.startswith("head.")}
-    fresh -= {f"head.{name}" for name in trained.weights.heads}
-    if fresh:
-        raise CheckpointError(
-            f"{trained.weights.source} lacks weights of its head, for example {min(fresh)}. All weights are required. "
-            "Export or train the model again."
-        )
+    check_head_is_complete(model, trained.weights)
     materialize(model, starting_values(trained.weights, trained.weights.config, seed=0)(model), device)
     return model
+
+
+def check_head_is_complete(model: TaskModel, weights: PretrainedWeights) -> None:
+    """Checks that weights hold every parameter of a head.
+
+    Raises:
+        CheckpointError: A parameter is missing.
+    """
+    fresh = {name for name, _ in model.named_parameters() if name.startswith("head.")}
+    fresh -= {f"head.{name}" for name in weights.heads}
+    if fresh:
+        raise CheckpointError(
+            f"{weights.source} lacks weights of its head, for example {min(fresh)}. All weights are required. "
+            "Export or train the model again."
+        )
 
 
 @contextmanager
@@ -277,14 +304,25 @@ def open_inference(trained: Trained, micro_batch_tokens: int, precision_name: st
     Raises:
         CheckpointError: Weights of the head are missing or have another shape.
     """
-    info = process_info()
-    kind = device_type()
-    strategy = "single" if info.world_size == 1 else "ddp"
+    with inference_mesh(trained.weights.source) as mesh:
+        yield build_inference(trained, micro_batch_tokens, precision_name, process_info(), mesh)
+
+
+@contextmanager
+def inference_mesh(checkpoint: str) -> Iterator[DeviceMesh | None]:
+    """Creates the mesh of all processes, in a process group if there are several. Collective: all ranks must enter.
+
+    Args:
+        checkpoint: Source of the weights. Ranks may have read different checkpoints if a run is still training.
+
+    Raises:
+        DistributedError: Ranks read different checkpoints.
+    """
+    world_size, kind = process_info().world_size, device_type()
+    strategy = "single" if world_size == 1 else "ddp"
     with process_group(strategy, kind, _TIMEOUT_SECONDS):
-        # Ranks may have read different checkpoints if the run is still training.
-        check_agreement({"the checkpoint": trained.weights.source})
-        mesh = build_mesh(strategy, mesh_shape(strategy, info.world_size), kind)
-        yield build_inference(trained, micro_batch_tokens, precision_name, info, mesh)
+        check_agreement({"the checkpoint": checkpoint})
+        yield build_mesh(strategy, mesh_shape(strategy, world_size), kind)
 
 
 def build_inference(

@@ -28,7 +28,7 @@ from framework.errors import CheckpointError, ConfigError, reading_record
 from framework.exports.adapters import TrainedAdapter
 from framework.models.config import EncoderConfig
 from framework.nn.initialization import initial_values
-from framework.nn.lora import LoraSettings, merge_lora
+from framework.nn.lora import LoraSettings, is_update, merge_lora
 from framework.published.pretrained import PretrainedWeights, load_pretrained, match_parameters, weights_from_state
 from framework.tasks.task import TaskModel
 from framework.tracking.run_files import CONFIG_FILE
@@ -120,12 +120,23 @@ def find_adapter(source: str, runs: Path, weights: Weights = "auto", average_las
     Raises:
         CheckpointError: The source is not a run with an adapter, it extended its vocabulary, or it cannot be read.
     """
+    return find_adapter_weights(source, runs, weights, average_last)[0]
+
+
+def find_adapter_weights(
+    source: str, runs: Path, weights: Weights = "auto", average_last: int = 1
+) -> tuple[TrainedAdapter, PretrainedWeights]:
+    """Reads a run like `find_adapter`. Returns also its weights without the updates.
+
+    Raises:
+        CheckpointError: See `find_adapter`.
+    """
     run = find_run(source, runs)
     adapter = read_adapter(run[0]) if run is not None else None
     if run is None or adapter is None:
         raise CheckpointError(
-            f"{source} is not a run with an adapter. lora=separate exports an adapter. Give a run that was trained "
-            "with adapter=lora, or use lora=merge."
+            f"{source} is not a run with an adapter. Only a run that was trained with adapter=lora has one. Give such "
+            "a run, or use lora=merge to export another one."
         )
     config = read_config(run[0])
     if config.get("extend_vocabulary"):
@@ -133,9 +144,18 @@ def find_adapter(source: str, runs: Path, weights: Weights = "auto", average_las
             f"{source} extended the vocabulary of its starting weights. An adapter holds no rows for new tokens. Use "
             "lora=merge, which writes the whole model."
         )
-    state = _read_run(source, run[1], weights, average_last).state
-    base = config["init_from"]
-    return TrainedAdapter(adapter, state, base if find_run(base, runs) is None else None)
+    loaded = _read_run(source, run[1], weights, average_last)
+    base, record = config["init_from"], read_task_record(run[0])
+    frozen = {name: tensor for name, tensor in loaded.state.items() if not is_update(name)}
+    unmerged = weights_from_state(
+        str(loaded.folder),
+        _read_model_config(run[0], step_of(loaded.folder)),
+        frozen,
+        record.get("head"),
+        record,
+        run[0] / TOKENIZER_FOLDER,
+    )
+    return TrainedAdapter(adapter, loaded.state, base if find_run(base, runs) is None else None), unmerged
 
 
 def _read_model_config(folder: Path, step: int) -> EncoderConfig:

@@ -105,7 +105,7 @@ def test_bad_rows_are_answered_in_their_place(tmp_path, ask):
     with (tmp_path / "in.jsonl").open("a") as file:
         file.write('{"tokens": [\n{"tokens": ["furt"], "id": null}\n')
     code, out, err = ask("input=in.jsonl", "keep_columns=[id]")
-    assert (code, out) == (2, "") and "in.jsonl, line 3: int, not an object" in err
+    assert (code, out) == (2, "") and "in.jsonl, row 2 (line 2): 'tokens' is '[]'" in err
     code, out, err = ask("input=in.jsonl", "keep_columns=[id]", "on_bad_row=skip")
     assert code == 0 and "3 of 5 rows are not predicted. For example: in.jsonl, row 2 (line 2): 'tokens' is" in err
     rows = rows_of(out)
@@ -121,7 +121,7 @@ def test_bad_rows_are_answered_in_their_place(tmp_path, ask):
         (["output=nowhere/out.jsonl"], "output=nowhere/out.jsonl cannot be written (No such file or directory)"),
         (["output=in.jsonl"], "output=in.jsonl is the input file in.jsonl"),
         (["output=."], "output=. is a folder"),
-        (["output=out.parquet"], "has the suffix .parquet, which is not supported"),
+        (["output=out.parquet"], "output=out.parquet is for vectors, but TokenClassificationTask predicts no vectors"),
         (["columns={words: text}"], "`columns` contains the field 'words', but this task reads text, tokens"),
         (["keep_columns=[nothing]"], "in.jsonl, line 1: no column 'nothing' among ['text']"),
     ],

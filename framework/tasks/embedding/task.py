@@ -225,6 +225,10 @@ class EmbeddingTask(StepLevelTask):
         """Returns (1 or 2, hidden) fp32 vectors per item: of the text and, if present, of its second text."""
         return item_vectors(outputs["embeddings"], batch, most=POSITIVE + 1)
 
+    def vector_size(self, config: EncoderConfig) -> int | None:
+        """Returns the hidden size; None for a subclass with another head."""
+        return config.hidden_size if self.head_kind == EmbeddingTask.head_kind else None
+
     def assemble(self, source: FlatSource | DrawnPairs, decoded: Sequence[Any]) -> list[dict[str, Any]]:
         """Returns the `embedding` of each row as a list of numbers; for a pair the `cosine` of its two embeddings."""
         return [

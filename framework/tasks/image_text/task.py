@@ -146,6 +146,10 @@ class ImageTextTask(StepLevelTask):
         """Returns (1 or 2, hidden) fp32 vectors per item: of its picture, its text, or of both."""
         return item_vectors(outputs["embeddings"], batch)
 
+    def vector_size(self, config: EncoderConfig) -> int:
+        """Returns the hidden size."""
+        return config.hidden_size
+
     def assemble(self, source: FlatSource, decoded: Sequence[np.ndarray]) -> list[dict[str, Any]]:
         """Returns the `embedding` of each row as a list of numbers."""
         return [{"embedding": vectors[0].tolist()} for vectors in decoded]
