@@ -21,23 +21,36 @@ from framework.data.tokenization.tokenizer import SEPARATORS_KEY, TOKENIZER_KEY,
 from framework.errors import CheckpointError
 from framework.exports.model_card import CARD_FILE, ExportedModel, RunFacts, model_card
 from framework.exports.new_folder import new_folder
-from framework.exports.sentence_transformers import MODULES_FILE, sentence_transformers_files
+from framework.exports.sentence_transformers import late_interaction_files, sentence_transformers_files
 from framework.exports.tokenizer import tokenizer_files
 from framework.files import TOKENIZER_FILES
 from framework.models.config import EncoderConfig
+from framework.published.dense import PROJECTION, PUBLISHED_PROJECTION
 from framework.published.encoder_decoder import CLASS_NAME, fits_bert_decoder, write_encoder_decoder
 from framework.published.export_record import CHECKSUMS_KEY, FORMAT, checksums_of
 from framework.published.families import FAMILIES
 from framework.published.family import BASE_SUFFIX, Family, PublishedClass
 from framework.published.files import (
     CONFIG_FILE,
+    DENSE_FILE,
     EXPORT_RECORD_FILE,
     EXTRA_WEIGHTS_FILE,
+    MODULES_FILE,
     WEIGHTS_FILE,
     read_json,
     tokenizer_folder,
 )
-from framework.published.kinds import EMBEDDING, IMAGE_TEXT, RERANKING, RERANKS_KEY, TRANSLATION, HeadKind, label_names
+from framework.published.kinds import (
+    EMBEDDING,
+    IMAGE_TEXT,
+    KINDS,
+    LATE_INTERACTION,
+    RERANKING,
+    RERANKS_KEY,
+    TRANSLATION,
+    HeadKind,
+    label_names,
+)
 from framework.published.own_class import MODEL_TYPE as OWN_MODEL_TYPE
 from framework.published.own_class import MODELING_FILE, class_name, own_class, write_own_class
 from framework.published.pretrained import PATCH_EMBEDDINGS
@@ -90,6 +103,15 @@ def export_huggingface(
     published = _publish(config, encoder, heads, head_kind, task_record, tokenizer)
     reads_pictures = FAMILIES[config.family].pixels is not None
     without_class = _without_class({} if reads_pictures else encoder, heads, published.head_names)
+    dense: dict[str, Tensor] = {}
+    files: dict[str, Any] = {CONFIG_FILE: published.config}
+    if head_kind == IMAGE_TEXT or (head_kind == EMBEDDING.name and not heads):
+        files |= sentence_transformers_files(config, task_record)
+    if head_kind == LATE_INTERACTION.name:
+        dense = {PUBLISHED_PROJECTION: without_class.pop(PROJECTION)}
+        files |= late_interaction_files(config, task_record, len(dense[PUBLISHED_PROJECTION]), tokenizer)
+    if reads_pictures:
+        files[PREPROCESSOR_FILE] = preprocessor_config(config)
     record: dict[str, Any] = {
         "format": FORMAT,
         "head": head_kind,
@@ -97,16 +119,11 @@ def export_huggingface(
         "task": dict(task_record),
         "tensors_without_class": {"file": EXTRA_WEIGHTS_FILE, "names": list(without_class)} if without_class else None,
     }
-    weights = {WEIGHTS_FILE: published.tensors, EXTRA_WEIGHTS_FILE: without_class}
-    files: dict[str, Any] = {CONFIG_FILE: published.config}
-    if reads_pictures:
-        files[PREPROCESSOR_FILE] = preprocessor_config(config)
-    if head_kind == IMAGE_TEXT or (head_kind == EMBEDDING.name and not heads):
-        files |= sentence_transformers_files(config, task_record)
+    weights = {WEIGHTS_FILE: published.tensors, EXTRA_WEIGHTS_FILE: without_class, DENSE_FILE: dense}
     texts = {name: _as_json(content) for name, content in files.items()}
     texts |= extra_files or {}
     if facts is not None:
-        other = EMBEDDING if MODULES_FILE in files else None
+        other = KINDS.get(head_kind, EMBEDDING) if MODULES_FILE in files else None
         exported = _described(config, published, head_kind, task_record, without_class, other)
         texts[CARD_FILE] = model_card(exported, facts)
     if published.config["model_type"] == OWN_MODEL_TYPE:

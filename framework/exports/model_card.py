@@ -10,11 +10,11 @@ from typing import Any
 
 import yaml
 
+from framework.exports.library_examples import LIBRARY_EXAMPLES
 from framework.models.config import EncoderConfig
 from framework.published.encoder_decoder import CLASS_NAME as ENCODER_DECODER
 from framework.published.families import FAMILIES
 from framework.published.kinds import (
-    EMBEDDING,
     MULTIPLE_CHOICE,
     QUESTION_ANSWERING,
     RERANKING,
@@ -80,13 +80,8 @@ class ExportedModel:
 
     @property
     def is_sentence_transformer(self) -> bool:
-        """Returns True if the export has the files of sentence-transformers."""
-        return self.kind is EMBEDDING
-
-    @property
-    def is_cross_encoder(self) -> bool:
-        """Returns True if `CrossEncoder` of sentence-transformers loads the export."""
-        return self.kind is RERANKING
+        """Returns True if a class of sentence-transformers loads the export."""
+        return self.kind is not None and self.kind.name in LIBRARY_EXAMPLES
 
 
 def model_card(model: ExportedModel, facts: RunFacts) -> str:
@@ -126,9 +121,7 @@ def onnx_section(file: str, input_names: Sequence[str], output_names: Sequence[s
 def _front_matter(model: ExportedModel, facts: RunFacts) -> str:
     tags = ["cloze", model.config.family, model.head_kind.replace("_", "-")]
     content: dict[str, Any] = {
-        "library_name": "sentence-transformers"
-        if model.is_sentence_transformer or model.is_cross_encoder
-        else "transformers",
+        "library_name": "sentence-transformers" if model.is_sentence_transformer else "transformers",
         "tags": list(dict.fromkeys(tags)),
     }
     if model.kind is not None and model.kind.pipeline_tag is not None:
@@ -217,20 +210,12 @@ def _usage(model: ExportedModel, facts: RunFacts) -> Iterable[str]:
 
 def _sentence_transformers_usage(model: ExportedModel, trust: str) -> Iterable[str]:
     """Shows the call of sentence-transformers, if it loads the export."""
-    if model.is_sentence_transformer:
-        yield "Compute embeddings with sentence-transformers:"
-        name = "SentenceTransformer"
-        lines = [f'embeddings = SentenceTransformer("{FOLDER}").encode(["A text.", "Another text."])']
-    elif model.is_cross_encoder:
-        yield "Score documents with sentence-transformers. A higher score means a more relevant document:"
-        name = "CrossEncoder"
-        lines = [
-            'pairs = [("A query", "A document."), ("A query", "Another.")]',
-            f'scores = CrossEncoder("{FOLDER}"{trust}).predict(pairs)',
-        ]
-    else:
-        return
-    yield _block("python", [f"from sentence_transformers import {name}", "", *lines])
+    if model.kind is not None and model.is_sentence_transformer:
+        title, name, lines = LIBRARY_EXAMPLES[model.kind.name]
+        yield title
+        yield _block(
+            "python", [f"from sentence_transformers import {name}", "", f'model = {name}("{FOLDER}"{trust})', *lines]
+        )
 
 
 def _pipeline_usage(kind: HeadKind, trust: str) -> Iterable[str]:

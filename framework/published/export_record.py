@@ -8,6 +8,7 @@ from framework.errors import CheckpointError
 from framework.files import TOKENIZER_FILES, checksum
 from framework.published.files import (
     CONFIG_FILE,
+    DENSE_FILE,
     EXPORT_RECORD_FILE,
     EXTRA_WEIGHTS_FILE,
     WEIGHTS_FILE,
@@ -16,7 +17,7 @@ from framework.published.files import (
 
 FORMAT = 1
 CHECKSUMS_KEY = "blake2b"
-_READ_FILES = {CONFIG_FILE, WEIGHTS_FILE, EXTRA_WEIGHTS_FILE, *TOKENIZER_FILES}
+_READ_FILES = {CONFIG_FILE, WEIGHTS_FILE, EXTRA_WEIGHTS_FILE, DENSE_FILE, *TOKENIZER_FILES}
 
 
 def checksums_of(folder: Path, task_files: Iterable[str]) -> dict[str, str]:

@@ -131,6 +131,9 @@ RERANKING = HeadKind("reranking", "text-ranking", truncates_texts=True)
 RERANKS_KEY = "reranks"
 """Key in the record of a task: True if its sequence classification is a reranking."""
 
+LATE_INTERACTION = HeadKind("late_interaction", "sentence-similarity", truncates_texts=True)
+"""One vector per token, exported as the base class of transformers with the files of PyLate."""
+
 IMAGE_TEXT = "image_text"
 """Kind of a head whose vectors of texts need only the encoder; its scale and bias belong to the loss."""
 
@@ -146,5 +149,6 @@ KINDS = {
         MULTIPLE_CHOICE,
         TRANSLATION,
         EMBEDDING,
+        LATE_INTERACTION,
     )
 }

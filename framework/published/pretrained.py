@@ -14,6 +14,7 @@ from framework.models.encoder import TransformerEncoder
 from framework.nn.initialization import without_wrappers
 from framework.nn.lora import is_update
 from framework.published.clip import split_vision_tower
+from framework.published.dense import read_projection
 from framework.published.encoder_decoder import split_encoder_decoder
 from framework.published.export_record import read_export_record
 from framework.published.families import family_of
@@ -107,6 +108,7 @@ def _load(source: str, folder: Path) -> PretrainedWeights:
     family = family_of(published, folder / CONFIG_FILE)
     config = _read_config(folder, family, published, export_record)
     tensors = _canonical(parts.tensors, family)
+    projection = read_projection(folder, full_config, tensors)
     published_class = family.import_class(config, str((published.get("architectures") or [""])[0]))
     if published_class is not None and published_class.poolings and published_class.read_pooling(published) is None:
         published_class = None  # its scores have a pooling that Cloze lacks
@@ -132,13 +134,16 @@ def _load(source: str, folder: Path) -> PretrainedWeights:
         source=source,
         config=config,
         encoder=encoder,
-        heads=heads | dict(parts.heads) | extra_heads,
-        head_kind=export_record.get("head") or parts.head_kind or _head_kind(published_class, heads),
+        heads=heads | dict(parts.heads) | extra_heads | projection.tensors,
+        head_kind=export_record.get("head")
+        or parts.head_kind
+        or projection.head_kind
+        or _head_kind(published_class, heads),
         task_record=export_record.get("task")
         or parts.task_record
         or _published_task_record(published_class, published, heads),
         tokenizer_dir=PICTURE_TOKENIZER if family.pixels and not export_record else tokenizer_folder(folder),
-        unused=tuple(sorted((tensors.keys() - used) | untied | parts.unused)),
+        unused=tuple(sorted((tensors.keys() - used - projection.used) | untied | parts.unused)),
         hub_name=None if Path(source).expanduser().is_dir() else source,
     )
 
@@ -352,7 +357,9 @@ def _padded(name: str, value: Tensor, shape: torch.Size, source: str) -> Tensor:
         if 0 < padding <= _MAX_PADDING:
             return nn.functional.pad(value, (0, 0) * (value.dim() - 1) + (0, padding))
     if value.shape != shape:
+        remedy = "Set the keys of the task that decide its shape, or choose other weights."
         raise CheckpointError(
-            f"{source} has {name} of shape {tuple(value.shape)}, but this model requires {tuple(shape)}. {_REMEDY}"
+            f"{source} has {name} of shape {tuple(value.shape)}, but this model requires {tuple(shape)}. "
+            f"{remedy if name.startswith('head.') else _REMEDY}"
         )
     return value.float()

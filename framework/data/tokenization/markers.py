@@ -11,16 +11,18 @@ PUNCTUATION = (*string.punctuation, *"，。！？；：、“”‘’（）《
 
 
 def marker_id(marker: str, tokenizer: Tokenizer) -> int | None:
-    """Returns the id of a marker that is a token of the vocabulary, with or without its outer spaces; otherwise None.
+    """Returns the id of a marker that is a token which texts never contain, such as "[unused0]"; otherwise None.
 
-    Such a marker is inserted after the first special token. Any other marker is a text before the text.
+    Such a marker, with or without its outer spaces, is inserted after the first special token. Any other marker is a
+    text before the text.
 
     Args:
         marker: Marker, such as "[unused0]" or "[Q] ".
         tokenizer: Tokenizer of the model.
     """
     ids = (tokenizer.backend.token_to_id(each) for each in (marker, marker.strip()) if each)
-    return next((each for each in ids if each is not None), None)
+    found = next((each for each in ids if each is not None), None)
+    return None if found is None or tokenizer.encode_batch([marker])[0].tolist() == [found] else found
 
 
 def punctuation_tokens(tokenizer: Tokenizer) -> dict[str, int]:

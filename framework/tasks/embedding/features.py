@@ -89,7 +89,7 @@ def text_source(
         is_query &= targets["queries"] != NO_QUERY
     texts = [text for item in items for text in item]
     layout, token_targets = layout_of(texts, ~is_query if is_document is None else is_document, tokenizer, max_length)
-    counts = is_query if "queries" in targets else np.zeros(len(is_query))
+    counts = is_query if "queries" in targets else np.zeros_like(is_query)
     if TEACHER_SCORES in targets:
         counts = counts & (sizes.repeat(sizes) > POSITIVE + 1)  # a single candidate is compared with none
     flat_targets = {name: FlatTarget(values, "sequences") for name, values in targets.items()}
