@@ -14,6 +14,7 @@ COMMANDS = {
     "predict": "predict each row of a file, in order",
     "explain": "show which words made each prediction",
     "audit": "test a model beyond its accuracy: edited texts, behaviour, groups",
+    "mine": "find hard negatives for pairs of texts",
     "export": "write a folder that transformers loads",
     "report": "redraw the plots and report.html of a run",
     "status": "show the progress of runs",

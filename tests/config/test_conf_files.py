@@ -24,6 +24,7 @@ from framework.config.command_schema import (
     PrepareConfig,
     ReportConfig,
 )
+from framework.config.mine_schema import MineConfig
 from framework.config.nodes import check_arguments, check_component
 from framework.config.phases import phase_configs
 from framework.config.plugins import PLUGIN_MODULE
@@ -127,7 +128,7 @@ def test_the_number_of_files_is_known():
         "trainer": 1,
         "vocabulary": 4,
     }
-    assert len(ALL_FILES) == sum(by_group.values()) + 11
+    assert len(ALL_FILES) == sum(by_group.values()) + 12
     assert (len(BASES), len(WORD_LISTS)) == (15, 4)
     assert len(FILES) == len(ALL_FILES) - 15 - 4
 
@@ -199,7 +200,7 @@ def plugin_keys(file: Path) -> DictConfig:
 
 def check_command(name: str) -> None:
     schemas = {"prepare": PrepareConfig, "evaluate": EvaluateConfig, "predict": PredictConfig, "export": ExportConfig}
-    schemas |= {"report": ReportConfig, "explain": ExplainConfig}
+    schemas |= {"report": ReportConfig, "explain": ExplainConfig, "mine": MineConfig}
     if name == "audit":
         check_audits("audit=contrast", *NEEDS["audit/contrast"])
         return
@@ -207,7 +208,7 @@ def check_command(name: str) -> None:
         check_settings(composed("train", "experiment=pretrain_demo"))
         return
     needs = {"prepare": [], "evaluate": ["run=x"], "predict": ["run=x", "text=hello"], "export": ["run=x"]}
-    needs |= {"report": ["run=x"], "explain": needs["predict"]}
+    needs |= {"report": ["run=x"], "explain": needs["predict"], "mine": ["run=x", "queries=x", "output=x.jsonl"]}
     config = resolve_config(composed(name, *needs[name]))
     if name == "evaluate":
         config["data"] = None

@@ -1,0 +1,1 @@
+"""Hard negatives: documents that a trained model takes for an answer although they are none."""
