@@ -56,8 +56,8 @@ def mine(composed: DictConfig) -> MinedCounts:
     check_models(settings, trained, reranker)
     if settings.check:
         if info.rank == 0:
-            counts = (f"{len(texts.queries):,}", f"{texts.num_documents:,}", f"{len(texts.pairs):,}")
-            print_check([*describe_trained(trained), *zip(("queries", "documents", "pairs"), counts, strict=True)])
+            sizes = {"queries": len(texts.queries), "documents": texts.num_documents, "pairs": len(texts.pairs)}
+            print_check([*describe_trained(trained), *((name, f"{size:,}") for name, size in sizes.items())])
         return MinedCounts()
     budget, precision = settings.micro_batch_tokens, settings.precision.name
     with open_inference(trained, budget, precision) as inference:

@@ -31,6 +31,7 @@ from framework.modules.inference import Inference
 from framework.retrieval.approximate import build_index, search_index
 from framework.retrieval.negatives import Candidates, Rescore, Rules
 from framework.retrieval.search import nearest
+from framework.tasks.reranking.task import RerankingTask
 
 _NAME_CHARACTERS = 16
 
@@ -142,6 +143,7 @@ def rescorer(inference: Inference, tokenizer: Tokenizer, texts: MinedTexts) -> R
             for pair in pairs
             for document in (pair.positive, *pair.documents.tolist())
         ]
+        assert isinstance(inference.task, RerankingTask)
         source = inference.task.pair_source(scored, tokenizer)
         scores = np.array([each[0] for each in decode_alone(inference, source)], dtype=np.float64)
         return np.split(scores, np.cumsum(sizes)[:-1])

@@ -6,6 +6,7 @@ A shard is encoded as if it were alone, so its vectors do not depend on the numb
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -72,7 +73,7 @@ class ShardEncoder:
         return unit(np.concatenate(decode_alone(self.inference, source)))
 
 
-def decode_alone(inference: Inference, source: SequenceSource) -> list[np.ndarray]:
+def decode_alone(inference: Inference, source: SequenceSource) -> list[Any]:
     """Returns the objects of `Task.decode` for the items of a source, without other processes.
 
     Args:
@@ -80,7 +81,7 @@ def decode_alone(inference: Inference, source: SequenceSource) -> list[np.ndarra
         source: Items to decode.
     """
     task: Task = inference.task
-    decoded = {}
+    decoded: dict[int, Any] = {}
     for batch in inference.micro_batches(source):
         with torch.inference_mode(), inference.precision.autocast(inference.device.type):
             outputs = inference.model(batch)

@@ -181,3 +181,26 @@ def test_bad_input_is_one_error(call, here, overrides, message):
     (here / "empty.jsonl").write_text('{"text": "a film"}\n{"text": " "}\n')
     (here / "one.jsonl").write_text('{"text": "a film"}\n{"text": "a  film"}\n')
     assert_clear_error(call("mine", *MINE, *overrides), message)
+
+
+def test_a_reranker_scores_the_candidates(run_folder, monkeypatch, tmp_path):
+    monkeypatch.chdir(run_folder)
+    assert run_command(monkeypatch, "mine", *MINE, f"output={tmp_path / 'plain.jsonl'}", "num_negatives=3") == 0
+    changed = {
+        "experiment=finetune_retrieval": "experiment=finetune_reranking",
+        "data.train=pairs.jsonl": f"data.train={tmp_path / 'plain.jsonl'}",
+        "run.id=mine": "run.id=reranker",
+    }
+    embedding = ("data.pair_column", "data.label_column", "task.")
+    given = [changed.get(word, word) for word in TRAIN if not word.startswith(embedding)]
+    assert run_command(monkeypatch, "train", *given) == 0
+    output = tmp_path / "reranked.jsonl"
+    rules = ["num_negatives=2", "range_max=5", "absolute_margin=-0.0"]
+    assert run_command(monkeypatch, "mine", *MINE, *rules, "reranker=reranker", f"output={output}") == 0
+    model = load("reranker", precision="fp32")
+    for row in read(output):
+        documents = [row["positive"], *row["negatives"]]
+        (predicted,) = model.predict([{"query": row["query"], "documents": json.dumps(documents)}])
+        np.testing.assert_allclose(row["scores"], predicted["scores"], atol=1e-5)
+        assert row["scores"][1:] == sorted(row["scores"][1:], reverse=True)
+        assert all(score <= row["scores"][0] for score in row["scores"])
