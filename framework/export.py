@@ -22,6 +22,7 @@ from framework.config.weights import find_adapter, find_run
 from framework.distributed.processes.environment import process_info
 from framework.errors import ConfigError, DistributedError
 from framework.exports.adapters import check_adapter_target, export_adapter
+from framework.exports.hub import check_access, push
 from framework.exports.huggingface import check_target
 from framework.exports.new_folder import check_new_folder
 from framework.exports.onnx import check_onnx_installed, export_onnx
@@ -40,6 +41,8 @@ def export(composed: DictConfig) -> Path:
     settings = ExportConfig(**check_arguments("", resolve_config(composed, ExportConfig), ExportConfig))
     if settings.onnx:
         check_onnx_installed()
+    if settings.push is not None:
+        check_access(settings.push)
     run = find_run(settings.run, Path(settings.runs))
     if run is None and Path(settings.run).is_dir():
         raise ConfigError(f"run={settings.run} is an export already. Only runs are exported. Give its original run.")
@@ -72,6 +75,8 @@ def export(composed: DictConfig) -> Path:
     write_to_stdout([f"{folder}: {', '.join(sorted(path.name for path in folder.iterdir()))}\n"])
     if settings.compare and settings.lora != "separate":
         write_to_stdout([f"{folder}: {compare_with_transformers(folder, trained)}\n"])
+    if settings.push is not None:
+        write_to_stdout([f"{folder}: uploaded to {push(folder, settings.push, settings.push_private)}\n"])
     return folder
 
 

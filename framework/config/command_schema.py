@@ -345,6 +345,8 @@ class ExportConfig(TrainedConfig):
             a smaller file instead and compare it with fp32 on rows of the data. Requires the extra `onnx`.
         onnx_min_agreement: Lowest accepted agreement of a smaller file with fp32 (`SmallOnnx`), from 0 to 1.
         compare: Load the folder with transformers, if installed, and compare ids and outputs.
+        push: Repository of the Hugging Face Hub (OWNER/NAME) that gets the folder; null: nothing is uploaded.
+        push_private: A repository that does not exist yet is created as private.
     """
 
     output: str | None = None
@@ -352,6 +354,8 @@ class ExportConfig(TrainedConfig):
     onnx: bool | Literal["fp16", "int8"] = False
     onnx_min_agreement: float = 0.97
     compare: bool = True
+    push: str | None = None
+    push_private: bool = True
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -57,15 +57,20 @@ def find_folder(source: str) -> Path:
     return _download(source)
 
 
-def _download(name: str) -> Path:
-    # Imported here, because only hub names need it.
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+def hub_errors() -> tuple[type[Exception], ...]:
+    """Returns the exceptions of huggingface_hub for names, networks and access."""
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError  # imported here: only hub names need it
 
     # The hub's own errors derive from OSError. The bases of HfHubHTTPError include the root error of its HTTP library,
     # which differs between versions.
     library_errors = cast(tuple[type[Exception], ...], HfHubHTTPError.__bases__)
-    errors: tuple[type[Exception], ...] = (OSError, HFValidationError, *library_errors)
+    return (OSError, HFValidationError, *library_errors)
+
+
+def _download(name: str) -> Path:
+    from huggingface_hub import snapshot_download
+
+    errors = hub_errors()
     try:
         folder = Path(snapshot_download(name, allow_patterns=[*_HUB_FILES, *_HUB_SAFETENSORS]))
         if not any((folder / file).exists() for file in _HUB_SAFETENSORS[:2]):

@@ -12,6 +12,7 @@ import yaml
 
 from framework.exports import onnx_small
 from tests.support.commands.in_process import FINETUNE, TEXTS, write_rows
+from tests.support.exports.fake_hub import serving
 from tests.support.exports.onnx_files import converted
 from tests.support.models import peers
 
@@ -52,6 +53,18 @@ def test_the_card_says_what_the_run_folder_knows(tmp_path, run):
     assert "Number of labels: 2. In the order of the scores: `0`, `1`." in text
     assert "Licence: not stated." in text
     assert "rows.csv" not in text and str(tmp_path) not in text and TEXTS[0] not in text
+
+
+def test_an_export_is_uploaded_and_a_wrong_name_stops_it_before(tmp_path, run, capfd, monkeypatch):
+    assert run("train", *FINETUNE) == 0
+    assert run("export", "run=mine", "push=mine") == 2
+    assert "A repository of the Hugging Face Hub is OWNER/NAME" in capfd.readouterr().err
+    folder = tmp_path / "runs" / "mine" / "export"
+    assert not folder.exists()
+    with serving(monkeypatch) as hub:
+        assert run("export", "run=mine", "push=me/mine", "compare=false") == 0
+        assert f"uploaded to {hub.address}/me/mine" in capfd.readouterr().out
+    assert hub.files["me/mine"] == {path.name: path.read_bytes() for path in folder.iterdir()}
 
 
 def test_weights_that_were_not_validated_have_no_metrics(tmp_path, run):
