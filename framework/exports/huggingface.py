@@ -103,15 +103,10 @@ def export_huggingface(
     published = _publish(config, encoder, heads, head_kind, task_record, tokenizer)
     reads_pictures = FAMILIES[config.family].pixels is not None
     without_class = _without_class({} if reads_pictures else encoder, heads, published.head_names)
-    dense: dict[str, Tensor] = {}
-    files: dict[str, Any] = {CONFIG_FILE: published.config}
-    if head_kind == IMAGE_TEXT or (head_kind == EMBEDDING.name and not heads):
-        files |= sentence_transformers_files(config, task_record)
-    if head_kind == LATE_INTERACTION.name:
-        dense = {PUBLISHED_PROJECTION: without_class.pop(PROJECTION)}
-        files |= late_interaction_files(config, task_record, len(dense[PUBLISHED_PROJECTION]), tokenizer)
-    if reads_pictures:
-        files[PREPROCESSOR_FILE] = preprocessor_config(config)
+    dense = {PUBLISHED_PROJECTION: without_class.pop(PROJECTION)} if head_kind == LATE_INTERACTION.name else {}
+    files = {CONFIG_FILE: published.config} | _files_of_other_libraries(
+        config, head_kind, task_record, tokenizer, heads
+    )
     record: dict[str, Any] = {
         "format": FORMAT,
         "head": head_kind,
@@ -130,6 +125,24 @@ def export_huggingface(
         texts[MODELING_FILE] = Path(__file__).with_name(MODELING_FILE).read_text(encoding="utf-8")
     texts |= tokenizer_files(config, head_kind, task_record, tokenizer)
     _write(folder, texts, weights, tokenizer, record, extra_files or {})
+
+
+def _files_of_other_libraries(
+    config: EncoderConfig,
+    head_kind: str,
+    task_record: Mapping[str, Any],
+    tokenizer: Tokenizer,
+    heads: Mapping[str, Tensor],
+) -> dict[str, Any]:
+    """Returns the contents of the JSON files that sentence-transformers and readers of pictures need, by name."""
+    files: dict[str, Any] = {}
+    if head_kind == IMAGE_TEXT or (head_kind == EMBEDDING.name and not heads):
+        files |= sentence_transformers_files(config, task_record)
+    if head_kind == LATE_INTERACTION.name:
+        files |= late_interaction_files(config, task_record, len(heads[PROJECTION]), tokenizer)
+    if FAMILIES[config.family].pixels is not None:
+        files[PREPROCESSOR_FILE] = preprocessor_config(config)
+    return files
 
 
 @dataclass(frozen=True)
