@@ -3,8 +3,9 @@
 Both start from the published MiniLM weights and use the same rows, epochs, learning rate, schedule, AdamW and batch
 size, in bf16 (`--precision fp32` for both otherwise). Each is one process with one thread per core (`--processes 2`:
 Cloze under torchrun). Cloze also uses the other settings of the task's experiment, the Trainer its Auto classes
-unchanged. The two alternate over seeds; scores are those of the test split. Ends with a table in Markdown: mean and
-sample deviation of both over the seeds, and the ratio of real tokens per second, medians over steps.
+unchanged (`reranking`: CrossEncoderTrainer of sentence-transformers, which must be installed). The two alternate over
+seeds; scores are those of the test split. Ends with a table in Markdown: mean and sample deviation of both over the
+seeds, and the ratio of real tokens per second, medians over steps.
 
 `--held-out ROWS` scores training rows that are excluded from training instead of the test split. Use it to choose
 settings, such as `--set task.pooling=cls` for Cloze.
@@ -43,6 +44,9 @@ class Benchmark:
     overrides: tuple[str, ...] = ()
 
 
+PEERS = {"candidates": "peer_reranking"}
+"""Modules of peers by kind, if it is not `peer_finetuning`."""
+
 PAIR = ("data.pair_column=pair",)
 
 BENCHMARKS = {
@@ -66,6 +70,15 @@ BENCHMARKS = {
     "wnut17": Benchmark("finetune_ner", "tokens", "entity_f1", 3e-4, epochs=2),
     "policyqa": Benchmark("finetune_qa", "questions", "f1", 3e-4, batch=16, max_length=384),
     "choice": Benchmark("finetune_choice", "choices", "accuracy", 1e-4, batch=16, epochs=2),
+    "reranking": Benchmark(
+        "finetune_reranking",
+        "candidates",
+        "ndcg_at_10",
+        1e-4,
+        batch=16,
+        max_length=128,
+        overrides=("data.document_column=documents", "data.label_column=labels", "task.loss=lambda"),
+    ),
 }
 
 
@@ -96,7 +109,7 @@ def cloze(benchmark: Benchmark, data: Path, seed: int, folder: Path, setting: Se
     torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(setting.processes)]
     start = [sys.executable, *(torchrun if setting.processes > 1 else []), "-m"]
     run_id = f"seed{seed}"
-    has_format = benchmark.kind in ("classification", "choices")
+    has_format = benchmark.kind in ("classification", "choices", "candidates")
     overrides = [
         *(f"experiment={benchmark.experiment}", f"run.dir={folder}", f"run.id={run_id}", f"seed={seed}"),
         f"precision={setting.precision}",
@@ -130,7 +143,8 @@ def cloze(benchmark: Benchmark, data: Path, seed: int, folder: Path, setting: Se
 def peer(benchmark: Benchmark, data: Path, seed: int, folder: Path, setting: Setting) -> dict:
     """Returns scores and tokens per second of transformers' Trainer."""
     command = [
-        *(sys.executable, "-m", "tests.benchmarks.peer_finetuning", "--kind", benchmark.kind),
+        *(sys.executable, "-m", f"tests.benchmarks.{PEERS.get(benchmark.kind, 'peer_finetuning')}"),
+        *(("--kind", benchmark.kind) if benchmark.kind not in PEERS else ()),
         *("--data", str(data), "--weights", WEIGHTS, "--output", str(folder / "peer")),
         *("--max-length", str(benchmark.max_length), "--epochs", str(benchmark.epochs)),
         *("--batch", str(benchmark.batch), "--lr", str(benchmark.lr), "--seed", str(seed)),

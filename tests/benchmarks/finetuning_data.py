@@ -11,10 +11,13 @@ from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
 
+from sklearn.feature_extraction.text import TfidfVectorizer
+
 Row = dict[str, Any]
 Splits = dict[str, list[Row]]
 
 NUM_CHOICES = 4
+NUM_CANDIDATES, NUM_ANSWERS = 10, 3
 
 
 def sst2(folder: Path) -> Splits:
@@ -140,6 +143,33 @@ def policyqa_choice(folder: Path) -> Splits:
     return made
 
 
+def policyqa_candidates(folder: Path) -> Splits:
+    """Paragraphs of a web site that answer a question (Ahmad et al. 2020), beside the most similar others by TF-IDF.
+
+    A list has ten candidates at most, of which three at most are relevant. A fifth of the web sites is the test set.
+    """
+    with gzip.open(folder / "qa/policyqa_dev.json.gz", "rt", encoding="utf-8") as file:
+        sites = json.load(file)["data"]
+    splits: Splits = {"train": [], "test": []}
+    for index, site in enumerate(sites):
+        relevant: dict[str, set[str]] = {}
+        for paragraph in site["paragraphs"]:
+            for question in paragraph["qas"]:
+                relevant.setdefault(question["question"], set()).add(paragraph["context"])
+        texts = list(dict.fromkeys(paragraph["context"] for paragraph in site["paragraphs"]))
+        weights = TfidfVectorizer(sublinear_tf=True)
+        similarities = (weights.fit_transform(texts) @ weights.transform(relevant).T).toarray().T
+        for (question, right), scores in zip(relevant.items(), similarities, strict=True):
+            ranked = [texts[place] for place in (-scores).argsort(kind="stable")]
+            answers = [text for text in ranked if text in right][:NUM_ANSWERS]
+            others = [text for text in ranked if text not in right][: NUM_CANDIDATES - len(answers)]
+            documents = sorted([*answers, *others], key=ranked.index)
+            labels = [int(text in right) for text in documents]
+            row = {"query": question, "documents": documents, "labels": labels}
+            splits["test" if index % 5 == 0 else "train"].append(row)
+    return splits
+
+
 def shuffled(rows: list[Row], num_train: int) -> Splits:
     """Returns a seeded part of the rows for training, and the others for the test."""
     random.Random(0).shuffle(rows)
@@ -182,4 +212,5 @@ DATA: Mapping[str, Callable[[Path], Splits]] = {
     "wnut17": wnut17,
     "policyqa": policyqa,
     "choice": policyqa_choice,
+    "reranking": policyqa_candidates,
 }
