@@ -83,7 +83,7 @@ class Membership(ModelAudit):
         self._split = subject.split
         self._notes: list[str] = []
         if isinstance(task, PretrainingTask) and isinstance(training, PretrainingSource):
-            training = training.for_evaluation(task.eval_mask_rate)
+            training = training.for_evaluation(task.sequences.eval_mask_rate)
             candidates = np.arange(len(held_out))
         else:
             is_member = items_of_both(training, held_out)

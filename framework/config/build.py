@@ -26,7 +26,7 @@ from framework.config.run_length import run_length, token_steps_of
 from framework.config.schema import TokenizerConfig, TrainConfig
 from framework.config.task_parts import build_data_component, build_model
 from framework.config.teaching import build_regularization
-from framework.config.weights import find_weights, starting_values
+from framework.config.weights import find_weights, followed_weights, starting_values
 from framework.data.planning.batch_size import TokenSteps
 from framework.data.planning.plan import SequenceSource, steps_per_epoch
 from framework.data.tokenization.extension import pieces_of_new_tokens
@@ -315,6 +315,9 @@ def build_module(settings: TrainConfig, parts: Parts, precision: Precision, devi
             {"*.attention.qkv.weight": (parts.config.num_heads, 3)},
             torch.bfloat16 if native else torch.float32,
         )
+        parameters = dict(model.named_parameters())
+        pairs = [(parameters[one], parameters[other]) for one, other in followed_weights(model).items()]
+        built.follow(pair for pair in pairs if all(weight.requires_grad for weight in pair))
         if settings.trainer.ema_decay is not None:
             built.keep_average(settings.trainer.ema_decay)
         return built

@@ -296,8 +296,8 @@ def check_task_is_split(task: Task, size: int) -> None:
     """
     if size > 1 and not task.allows_tensor_parallel:
         raise ConfigError(
-            f"{type(task).__name__} has a decoder, which cannot be split over {size} ranks. Choose strategy=ddp, fsdp2 "
-            "or hsdp instead of tp or fsdp2_tp."
+            f"The head of {type(task).__name__} cannot be split over {size} ranks. Tensor parallel splits no decoder "
+            "and no generator. Choose strategy=ddp, fsdp2 or hsdp instead of tp or fsdp2_tp."
         )
 
 

@@ -57,6 +57,7 @@ from framework.models.accounting import training_flops
 from framework.modules.passes.distillation import Distillation, teacher_of
 from framework.modules.trainer import build_trainer
 from framework.published.starting_head import describe_start
+from framework.tasks.rewriting import RewritingHead
 from framework.tasks.task import Task
 from framework.tracking.data_facts import write_data_facts
 from framework.tracking.loggers import open_loggers
@@ -285,11 +286,14 @@ def _step_flops(parts: Parts) -> Callable[[StepBatch], float] | None:
     """Returns a function that counts FLOPs; None if parameters are frozen: the formula assumes a full backward pass."""
     if not all(parameter.requires_grad for parameter in parts.model.parameters()):
         return None
-    config, term = parts.config, parts.task.vocabulary_term
+    config, term, head = parts.config, parts.task.vocabulary_term, parts.model.head
 
     def count(step: StepBatch) -> float:
         lengths = [length for batch in step.micro_batches for length in batch.lengths[: batch.num_sequences]]
         num_predicted = sum(batch.counts[term] for batch in step.micro_batches) if term is not None else 0.0
+        if isinstance(head, RewritingHead):
+            generator = training_flops(head.generator_config, lengths, num_predicted)
+            return generator + training_flops(config, lengths)
         return training_flops(config, lengths, num_predicted)
 
     return count

@@ -30,6 +30,7 @@ from framework.models.config import EncoderConfig
 from framework.nn.initialization import initial_values
 from framework.nn.lora import LoraSettings, is_update, merge_lora
 from framework.published.pretrained import PretrainedWeights, load_pretrained, match_parameters, weights_from_state
+from framework.tasks.rewriting import RewritingHead
 from framework.tasks.task import TaskModel
 from framework.tracking.run_files import CONFIG_FILE
 from framework.tracking.run_status import named_run
@@ -213,10 +214,21 @@ def starting_values(
 
     def values(model: TaskModel) -> Iterator[tuple[str, Callable[[], Tensor]]]:
         given = match_parameters(model, weights)[0] if weights is not None else {}
-        for name, fresh in initial_values(model, config, seed):
-            yield name, functools.partial(_itself, given[name]) if name in given else fresh
+        makers = dict(initial_values(model, config, seed))
+        makers |= {name: functools.partial(_itself, value) for name, value in given.items()}
+        for follower, followed in followed_weights(model).items():
+            if followed not in given:
+                makers[followed] = makers[follower]
+        yield from makers.items()
 
     return values
+
+
+def followed_weights(model: TaskModel) -> dict[str, str]:
+    """Returns the name of the followed weight of the head, by the name of its follower (`RewritingHead.followed`)."""
+    if not isinstance(model.head, RewritingHead):
+        return {}
+    return {f"encoder.{follower}": f"head.{followed}" for follower, followed in model.head.followed.items()}
 
 
 def _itself(value: Tensor) -> Tensor:

@@ -84,6 +84,6 @@ def training_flops(config: EncoderConfig, lengths: Sequence[int], num_predicted:
         num_layers * float((tokens * (tokens if window is None else np.minimum(tokens, window + 1))).sum())
         for window, num_layers in windows.items()
     )
-    decoder = config.hidden_size * (config.hidden_size + config.vocab_size)
+    decoder = config.table_size * (config.hidden_size + config.vocab_size)
     matrices = count_parameters(config).matrices * float(tokens.sum()) + decoder * num_predicted
     return 6.0 * matrices + 12.0 * config.hidden_size * num_pairs

@@ -103,6 +103,16 @@ def decoder_keys(dropout_keys: Tensor | None, batch: PackedBatch) -> Tensor | No
     return _mix(torch.repeat_interleave(sequence_keys, lengths, output_size=positions.shape[0]) ^ positions)
 
 
+def stack_keys(dropout_keys: Tensor | None, stack: str) -> Tensor | None:
+    """Returns the keys of another stack of layers over the same tokens, whose masks differ from those of the encoder.
+
+    Args:
+        dropout_keys: (tokens,) int64 from `token_keys`; None disables dropout.
+        stack: Name of the stack.
+    """
+    return None if dropout_keys is None else _mix(dropout_keys ^ _signed(key("stack", stack)))
+
+
 def _is_little_endian_cpu(x: Tensor) -> bool:
     """Returns True if reading lanes from memory is valid and fastest: eager, little-endian CPU."""
     return x.device.type == "cpu" and sys.byteorder == "little"
@@ -132,11 +142,32 @@ def _scale(threshold: int) -> float:
     return 1.0 / (1.0 - threshold / _RESOLUTION)
 
 
-def dropout_mask(dropout_keys: Tensor, num_channels: int, threshold: int, site_key: int) -> Tensor:
-    """Draws the mask of each token, scaled for kept channels.
+def random_words(streams: Tensor, num_words: int) -> Tensor:
+    """Returns the first words of SplitMix64 streams, of which all bits but the highest of each word are random.
 
-    All passes but the last work in place on 64-bit words of four channels each. Torch shifts int64 arithmetically,
-    while SplitMix64 shifts logically. This is as good a hash except for the highest bit of a word, which no lane uses.
+    All passes but the last work in place. Torch shifts int64 arithmetically, while SplitMix64 shifts logically. This is
+    as good a hash except for the highest bit.
+
+    Args:
+        streams: (streams,) int64, the start of each stream.
+        num_words: Words of each stream.
+
+    Returns:
+        (streams, num_words) int64.
+    """
+    # Word i of a stream is stream + i * golden, here as (stream / golden + i) * golden: inductor takes a number times a
+    # range for an index, and generates kernels whose factor does not fit into 32 bits.
+    words = (streams * _signed(_GOLDEN_INVERSE)).unsqueeze(1) + torch.arange(1, num_words + 1, device=streams.device)
+    words.mul_(_signed(GOLDEN))
+    for bits, multiplier in ((30, MULTIPLIER_1), (27, MULTIPLIER_2)):
+        words.bitwise_xor_(words >> bits).mul_(_signed(multiplier))
+    return words.bitwise_xor_(words >> 31)
+
+
+def dropout_mask(dropout_keys: Tensor, num_channels: int, threshold: int, site_key: int) -> Tensor:
+    """Draws the mask of each token, scaled for kept channels, from words of four channels each (`random_words`).
+
+    No lane uses the highest bit of a word.
 
     Args:
         dropout_keys: (tokens,) int64.
@@ -147,15 +178,7 @@ def dropout_mask(dropout_keys: Tensor, num_channels: int, threshold: int, site_k
     Returns:
         (tokens, num_channels) fp32: 0 where dropped, else 1 / (1 - threshold / 2**15).
     """
-    num_words = -(-num_channels // _LANES)
-    streams = _mix(dropout_keys ^ _signed(site_key))
-    # Word i of a stream is stream + i * golden, here as (stream / golden + i) * golden: inductor takes a number times a
-    # range for an index, and generates kernels whose factor does not fit into 32 bits.
-    words = (streams * _signed(_GOLDEN_INVERSE)).unsqueeze(1) + torch.arange(1, num_words + 1, device=streams.device)
-    words.mul_(_signed(GOLDEN))
-    for bits, multiplier in ((30, MULTIPLIER_1), (27, MULTIPLIER_2)):
-        words.bitwise_xor_(words >> bits).mul_(_signed(multiplier))
-    words.bitwise_xor_(words >> 31)
+    words = random_words(_mix(dropout_keys ^ _signed(site_key)), -(-num_channels // _LANES))
     # In each 16-bit lane: 15 random bits plus (2**15 - threshold) reach bit 15 exactly where the bits are >= threshold.
     words.bitwise_and_(_in_each_lane(0x7FFF)).add_(_in_each_lane(0x8000 - threshold))
     words.bitwise_right_shift_(15).bitwise_and_(_in_each_lane(1))

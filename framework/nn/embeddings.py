@@ -90,6 +90,11 @@ class TokenEmbeddings(nn.Module):
 
     def forward(self, batch: PackedBatch, dropout_keys: Tensor | None = None) -> Tensor:
         """Maps a packed batch to (tokens, hidden) fp32."""
+        embeddings = self.look_up(batch, dropout_keys)
+        return embeddings if self.projection is None else self.projection(embeddings).float()
+
+    def look_up(self, batch: PackedBatch, dropout_keys: Tensor | None = None) -> Tensor:
+        """Maps a packed batch to embeddings before the projection: (tokens, width of the tables) fp32."""
         embeddings = _lookup(self.word_embeddings, batch.input_ids)
         if self.token_type_embeddings is not None:
             type_ids = batch.token_type_ids
@@ -101,5 +106,4 @@ class TokenEmbeddings(nn.Module):
             embeddings = embeddings + _lookup(self.position_embeddings, position_ids)
         if self.patch_embeddings is not None:
             embeddings = self.patch_embeddings(embeddings, batch)
-        embeddings = self.dropout(self.norm(embeddings), dropout_keys)
-        return embeddings if self.projection is None else self.projection(embeddings).float()
+        return self.dropout(self.norm(embeddings), dropout_keys)

@@ -4,7 +4,7 @@ There is a single object because Lightning counts one step per optimizer. The st
 by parameter name, so a checkpoint can be loaded in place at any world size.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import torch
@@ -56,6 +56,7 @@ class CombinedOptimizer(Optimizer):
                 self.state[parameter] = _INITIAL_STATE[group["algorithm"]](parameter)
         self._all_parameters = [parameter for group in self.param_groups for parameter in group["params"]]
         self._held = False
+        self._pairs: list[tuple[Tensor, Tensor]] = []
         self._gradients = DenseGradients()
         self.update_on_device: Callable[[], Any] = self._update_on_device
         devices = {local(parameter).device for parameter in self._all_parameters}
@@ -71,7 +72,7 @@ class CombinedOptimizer(Optimizer):
     @property
     def holds_on_device(self) -> bool:
         """True if `step` reads the flag and the learning rates on the device, so that it can be captured."""
-        return self._is_adamw_on_device and not self.keeps_average
+        return self._is_adamw_on_device and not self.keeps_average and not self._pairs
 
     @torch.no_grad()
     def hold_unless_finite(self, *values: Tensor) -> None:
@@ -111,10 +112,12 @@ class CombinedOptimizer(Optimizer):
             if self.holds_on_device:
                 self.update_on_device()
                 return result
+            self._add_followed(-1.0)
             for algorithm, update in _UPDATES.items():
                 groups = [group for group in self.param_groups if group["algorithm"] == algorithm]
                 if groups:
                     update(groups, self.state)
+            self._add_followed(1.0)
         if self._average_decay is not None:
             weights, averages = map(list, zip(*self._weights_and_averages(), strict=True))
             torch._foreach_lerp_(averages, weights, 1.0 - self._average_decay)
@@ -130,6 +133,23 @@ class CombinedOptimizer(Optimizer):
 
     def _update_on_device(self) -> None:
         adamw.update(self.param_groups, self.state, self.hold_flag, self._rates.unbind())
+
+    def follow(self, pairs: Iterable[tuple[Tensor, Tensor]]) -> None:
+        """Makes weights follow others: the difference of the two is updated with the gradient of the follower.
+
+        A follower therefore moves by its own update and by that of the weight that it follows, which gets no gradient
+        from it. It is the sum sg(E_G) + E_delta of He et al. 2021 (DeBERTaV3, arXiv:2111.09543, section 3.2), stored
+        as the sum.
+
+        Args:
+            pairs: Followers and the weights that they follow, of the same shape and sharding.
+        """
+        self._pairs = list(pairs)
+
+    def _add_followed(self, factor: float) -> None:
+        """Adds the followed weights times a factor to their followers."""
+        for follower, followed in self._pairs:
+            local(follower).add_(local(followed), alpha=factor)
 
     def keep_average(self, decay: float) -> None:
         """Starts a moving average at the current weights. It is sharded and saved like other state.

@@ -11,10 +11,10 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from framework.published.pretrained import PretrainedWeights
+from framework.published.pretrained import ROWS_OF_HEADS, PretrainedWeights
 
 _WORDS = "embeddings.word_embeddings.weight"
-_ROWS_OF_HEADS = ("mlm.decoder.weight", "mlm.decoder.bias", f"decoder.{_WORDS}")
+_ROWS_OF_HEADS = (*ROWS_OF_HEADS, f"decoder.{_WORDS}")
 """Tensors of heads with a row or an element for each id."""
 
 

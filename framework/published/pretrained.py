@@ -40,9 +40,10 @@ _SAME_ARITHMETIC = (
     *("num_heads", "position_encoding", "position_offset", "norm_placement", "activation", "norm_eps"),
     *("relative_bias", "relative_distance"),
 )
-_PADDED_BY_VOCABULARY = (
-    *("encoder.embeddings.word_embeddings.weight", "head.mlm.decoder.weight", "head.mlm.decoder.bias"),
-)
+_GENERATOR_ROWS = ("generator.encoder.embeddings.word_embeddings.weight", "generator.mlm.decoder.bias")
+ROWS_OF_HEADS = ("mlm.decoder.weight", "mlm.decoder.bias", *_GENERATOR_ROWS)
+"""Tensors of heads over the encoder's vocabulary, with a row or an element for each id."""
+_PADDED_BY_VOCABULARY = ("encoder.embeddings.word_embeddings.weight", *(f"head.{name}" for name in ROWS_OF_HEADS))
 _DISTILLATION = "distillation"
 """Part of a TaskModel that only its training uses."""
 PATCH_EMBEDDINGS = "embeddings.patch_embeddings."

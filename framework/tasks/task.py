@@ -24,6 +24,7 @@ from framework.models.encoder import TransformerEncoder
 from framework.nn.norm import LayerNorm
 from framework.tasks.examination import Examination, ItemResults, default_examination
 from framework.tasks.explanation import Explained, TokenSpans, locate_texts, one_item
+from framework.tasks.rewriting import RewritingHead
 
 if TYPE_CHECKING:
     from torchmetrics import Metric
@@ -70,12 +71,15 @@ class TaskModel(nn.Module):
             The head's outputs by name, for example `{"mlm": (targets, vocab), "nsp": (sequences, 2)}`; with a pooling
             only `features` (sequences, hidden).
         """
+        outputs: dict[str, Tensor] = {}
+        if pooling is None and isinstance(self.head, RewritingHead):
+            batch, outputs = self.head.rewrite(self.encoder, batch, dropout_keys)
         embeddings = self.encoder.embed(batch, dropout_keys)
         if embedding_offset is not None:
             embeddings = embeddings + embedding_offset
         hidden_states = self.encoder.encode(embeddings, batch, dropout_keys)
         if pooling is None:
-            return self.head(hidden_states, batch, dropout_keys)
+            return outputs | self.head(hidden_states, batch, dropout_keys)
         # All norms are one group of FSDP2. torch before 2.13 gathers a group anew only after all its modules have run.
         for module in self.head.modules():
             if isinstance(module, LayerNorm):

@@ -28,6 +28,7 @@ from framework.distributed.parallel.tensor_parallel import apply_tensor_parallel
 from framework.nn.decoder_layer import DecoderLayer
 from framework.nn.layer import EncoderLayer
 from framework.nn.norm import LayerNorm
+from framework.tasks.rewriting import RewritingHead
 
 if TYPE_CHECKING:
     from framework.tasks.task import TaskModel
@@ -75,8 +76,11 @@ def parallelize(
 
 
 def transformer_layers(model: nn.Module) -> list[nn.Module]:
-    """Returns the layers of the encoder and of the head's decoder, if any, in the order of computation."""
-    return [module for module in model.modules() if isinstance(module, EncoderLayer | DecoderLayer)]
+    """Returns the layers of the encoder and of the head, if it has any, in the order of computation."""
+    head = getattr(model, "head", None)
+    parts = [head, model] if isinstance(head, RewritingHead) else [model]
+    modules = dict.fromkeys(module for part in parts for module in part.modules())
+    return [module for module in modules if isinstance(module, EncoderLayer | DecoderLayer)]
 
 
 def _apply_data_parallel(

@@ -5,26 +5,22 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
 from framework.batch import IGNORE_INDEX, PackedBatch
 from framework.data.masking import Masking, Replacements
-from framework.data.planning.mixture import Mixture
 from framework.data.planning.plan import SequenceSource
 from framework.data.reading.rows import Row
-from framework.data.sentence_pairs import SentenceChunks
-from framework.data.store.sequence_index import Division
 from framework.data.store_data import StoreData
 from framework.data.tokenization.tokenizer import Tokenizer
-from framework.errors import ConfigError, DataError, check_at_least
+from framework.errors import check_at_least
 from framework.models.config import EncoderConfig
 from framework.models.encoder import TransformerEncoder
 from framework.nn.cross_entropy import cross_entropy_and_z_sum, cross_entropy_sum
 from framework.tasks.pretraining.blanks import BlankSource, TopWords, read_blanks, top_words, word_lists
-from framework.tasks.pretraining.features import MaskRate, PretrainingSource, num_specials
 from framework.tasks.pretraining.head import build_pretraining_head
+from framework.tasks.pretraining.store_sequences import StoreSequences, mask_rates
 from framework.tasks.task import Task
 
 if TYPE_CHECKING:
@@ -81,27 +77,17 @@ class PretrainingTask(Task):
     ) -> None:
         check_at_least("task.top_k", top_k, 1)
         self.top_k = top_k
-        rates = {"mask_rate": mask_rate, "eval_mask_rate": eval_mask_rate, "mask_rate_end": mask_rate_end}
-        for name, rate in rates.items():
-            if rate is not None and not 0 < rate <= 1:
-                raise ConfigError(
-                    f"task.{name} is {rate}. A rate must be above 0 and at most 1. Choose, for example, 0.15."
-                )
-        if mask_rate_end is not None and (mask_rate_steps is None or mask_rate_steps < 1):
-            raise ConfigError(
-                f"task.mask_rate_end is {mask_rate_end}, but task.mask_rate_steps is {mask_rate_steps}. A change of "
-                "the rate takes at least 1 step. Set mask_rate_steps to the optimizer steps until the final rate."
-            )
         check_at_least("task.nsp_weight", nsp_weight, 0, "Set 0 to disable the term.")
         check_at_least("task.z_loss", z_loss, 0, "Set 0 to disable the term.")
         self.sequence_length = sequence_length
         self.nsp = nsp
-        self.mask_rate = MaskRate(
-            mask_rate, mask_rate if mask_rate_end is None else mask_rate_end, mask_rate_steps or 0
+        self.sequences = StoreSequences(
+            sequence_length,
+            nsp,
+            *mask_rates(mask_rate, eval_mask_rate, mask_rate_end, mask_rate_steps),
+            masking,
+            Replacements(masked_share, random_share),
         )
-        self.eval_mask_rate = MaskRate(eval_mask_rate, eval_mask_rate)
-        self.masking: Masking = masking
-        self.replacements = Replacements(masked_share, random_share)
         self._validation_weights = {"mlm": 1.0, "nsp": nsp_weight} if nsp else {"mlm": 1.0}
         self.loss_weights = self._validation_weights | ({"z": z_loss} if z_loss else {})
 
@@ -111,31 +97,7 @@ class PretrainingTask(Task):
         Raises:
             DataError: The store is missing or was built with another tokenizer, or a split has too few documents.
         """
-        store = data.opened
-        is_other = store.meta["tokenizer_fingerprint"] != tokenizer.fingerprint
-        if is_other and not Tokenizer.from_folder(store.folder / "tokenizer").same_ids(tokenizer):
-            raise DataError(
-                f"the token store {data.store} was made with another tokenizer than {tokenizer.folder}. Store and "
-                "model must use the same tokenizer. Prepare a store with this one (python -m framework.prepare "
-                f"vocabulary=given vocabulary.path={tokenizer.folder} store=FOLDER), or train new weights with "
-                f"tokenizer.path={store.folder / 'tokenizer'}."
-            )
-        division = Division(self.sequence_length - num_specials(self.nsp, tokenizer), self.nsp)
-        sources: dict[str, SequenceSource] = {}
-        for split, index in data.indexes(division).items():
-            training = split == "train"
-            sources[split] = PretrainingSource(
-                store,
-                SentenceChunks(index, division, data.block_size),
-                data.mixture(index) if training else Mixture(np.array([len(index)]), np.ones(1)),
-                data.shuffle,
-                tokenizer,
-                self.mask_rate if training else self.eval_mask_rate,
-                self.masking,
-                seed if training else None,
-                self.replacements,
-            )
-        return sources
+        return self.sequences.build(data, tokenizer, seed)
 
     def build_head(self, encoder: TransformerEncoder, config: EncoderConfig) -> nn.Module:
         """Builds the head of the encoder's family.
@@ -143,12 +105,7 @@ class PretrainingTask(Task):
         Raises:
             ConfigError: Sequences are longer than the encoder's positions.
         """
-        if self.sequence_length > config.max_sequence_length:
-            raise ConfigError(
-                f"task.sequence_length is {self.sequence_length}, but the encoder has {config.max_sequence_length} "
-                "positions. Sequences must not be longer. Lower task.sequence_length or raise "
-                "model.max_position_embeddings."
-            )
+        self.sequences.check_positions(config)
         return build_pretraining_head(encoder, config, self.nsp)
 
     def loss_sums(self, outputs: Mapping[str, Tensor], batch: PackedBatch) -> dict[str, Tensor]:

@@ -304,9 +304,9 @@ def test_training_text_with_the_masks_of_evaluation_depends_neither_on_the_seed_
     task = PretrainingTask(sequence_length=LENGTH, nsp=nsp, mask_rate=0.9, eval_mask_rate=0.2)
     first, second = (task.build_sources(data, tokenizer, seed)["train"] for seed in (0, 5))
     trained = sequences_of(build(first, 0, range(20)))
-    compared = first.for_evaluation(task.eval_mask_rate)
+    compared = first.for_evaluation(task.sequences.eval_mask_rate)
     found = sequences_of(build(compared, 0, range(20)))
-    assert found == sequences_of(build(second.for_evaluation(task.eval_mask_rate), 3, range(20), step=9))
+    assert found == sequences_of(build(second.for_evaluation(task.sequences.eval_mask_rate), 3, range(20), step=9))
     assert found != trained
     for ids, _, positions, *_ in found:
         num_text = len(ids) - (3 if nsp else 2)

@@ -162,7 +162,7 @@ def test_impossible_combinations():
     with pytest.raises(ConfigError, match=r"decoder\.num_layers is 0"):
         DecoderConfig(0)
     check_task_is_split(task(), 1)
-    with pytest.raises(ConfigError, match="TranslationTask has a decoder, which cannot be split over 2 ranks"):
+    with pytest.raises(ConfigError, match="The head of TranslationTask cannot be split over 2 ranks"):
         check_task_is_split(task(), 2)
 
 
