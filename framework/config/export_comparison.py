@@ -24,6 +24,7 @@ from framework.published.kinds import (
     MULTIPLE_CHOICE,
     PRETRAINING,
     QUESTION_ANSWERING,
+    REPLACED_TOKENS,
     SEQUENCE_CLASSIFICATION,
     TOKEN_CLASSIFICATION,
 )
@@ -41,6 +42,7 @@ _TEXTS = ("Is it so?", "Déjà vu, 今天天气好!")
 _LOGITS = (("logits", ("logits",)),)
 _OUTPUTS = {
     PRETRAINING.name: (("mlm", ("logits", "prediction_logits")),),
+    REPLACED_TOKENS.name: (("discriminator", ("logits",)),),
     SEQUENCE_CLASSIFICATION.name: _LOGITS,
     TOKEN_CLASSIFICATION.name: _LOGITS,
     QUESTION_ANSWERING.name: (("start_logits", ("start_logits",)), ("end_logits", ("end_logits",))),

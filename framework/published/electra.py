@@ -36,7 +36,7 @@ _SCORES = tuple(renamed("classifier", "classifier"))
 _CLASSIFIER = (*renamed("pooler.dense", "classifier.dense"), *renamed("classifier", "classifier.out_proj"))
 _CHOICES = (*renamed("pooler.dense", "sequence_summary.summary"), *_SCORES)
 _CLASSES = (
-    PublishedClass("ForPreTraining", REPLACED_TOKENS, head_rules=_DISCRIMINATOR),
+    PublishedClass("ForPreTraining", REPLACED_TOKENS, head_rules=_DISCRIMINATOR, extra_prefixes=("generator.",)),
     PublishedClass("ForMaskedLM", PRETRAINING, head_rules=_GENERATOR, extra_prefixes=("pooler.", "nsp.")),
     PublishedClass("ForSequenceClassification", SEQUENCE_CLASSIFICATION, head_rules=_CLASSIFIER, poolings=("cls",)),
     PublishedClass("ForTokenClassification", TOKEN_CLASSIFICATION, head_rules=_SCORES),

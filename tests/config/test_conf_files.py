@@ -47,7 +47,7 @@ EXPERIMENTS = sorted(path.stem for path in FILES if path.parent.name == "experim
 EXPERIMENT_OF_DATA = {"parallel_text": "finetune_translation", "interactions": "finetune_recommendation"}
 PLUGINS = {"slurm": SlurmLauncher, "torchrun": TorchrunLauncher, "optuna": OptunaSweeper}
 PUBLISHED_RECIPES = (
-    *("bert_base", "cramming", "modernbert_base", "modernbert_large", "mosaicbert", "neobert"),
+    *("bert_base", "cramming", "modernbert_base", "modernbert_large", "mosaicbert", "neobert", "electra_small"),
     *("ettin_17m", "ettin_32m", "ettin_68m", "ettin_150m", "ettin_400m", "ettin_1b"),
 )
 # Overrides that a group's option needs besides its name.

@@ -53,6 +53,7 @@ def scaled(experiment: str, store: Path, runs: Path) -> list[str]:
     [
         ("pretrain_bert_base", 2),
         ("pretrain_cramming", 0),
+        ("pretrain_electra_small", 0),
         ("pretrain_ettin_17m", 3),
         ("pretrain_modernbert_base", 3),
         ("pretrain_modernbert_large", 4),

@@ -117,7 +117,7 @@ def test_tables_that_follow_are_a_sum_with_separate_gradients(
 ):
     """The stored table is E_G + E_delta: here both are parameters of their own, updated by torch's AdamW."""
     settings = ["task.sharing=gradient_disentangled", "optimizer=adamw", "optimizer.lr=0.01", "schedule=constant"]
-    settings += ["optimizer.weight_decay=0.1", "trainer.gradient_clip=null"]
+    settings += ["optimizer.weight_decay=0.1", "trainer.gradient_clip=0"]
     seen: list[list[torch.Tensor]] = []
     compute = EncoderModule._compute_gradients
 
@@ -165,12 +165,13 @@ def test_an_export_gives_the_logits_of_transformers(finished: tuple[str, Path], 
     assert {name for name in weights.heads if not name.startswith("generator.")} == {
         f"discriminator.{layer}.{kind}" for layer in ("dense", "scores") for kind in ("weight", "bias")
     }
-    sequences = [torch.randint(5, 110, (length,)) for length in (9, 17)]
-    scores = model.head(model.encoder(peers.pack(sequences)), peers.pack(sequences))["discriminator"]
+    sequences = [torch.randint(5, weights.config.vocab_size, (length,)) for length in (9, 17)]
+    scores = model(peers.pack(sequences))["discriminator"]
     inputs = peers.pad(sequences, 0)
     expected = peers.unpadded(peer.eval()(**inputs).logits, inputs)
     torch.testing.assert_close(scores, expected, rtol=1e-5, atol=1e-5)
-    assert model_of(str(folder), tmp_path).head.generator.encoder.layers[0] is not None
+    exported = dict(model_of(str(folder), tmp_path).named_parameters())
+    assert all(torch.equal(exported[name], value) for name, value in model.named_parameters())
     tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
     assert len(tokenizer) == weights.config.vocab_size
 
@@ -189,7 +190,8 @@ def test_fine_tuning_starts_from_the_discriminator(
     finished: tuple[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):
     _, run = finished
-    (tmp_path / "rows.csv").write_text("text,label\n" + "bara kera.,1\nlose nuse.,0\n" * 8, encoding="utf-8")
+    texts = [f"ba{word} kera mi{'ra' * index}.,{index % 2}" for index, word in enumerate(("ra", "se", "ti", "vo") * 4)]
+    (tmp_path / "rows.csv").write_text("\n".join(["text,label", *texts]), encoding="utf-8")
     tuned = train.run(
         [
             *("experiment=finetune_demo", "data=table", f"data.train={tmp_path / 'rows.csv'}", "model=from_weights"),
@@ -251,7 +253,7 @@ def assembled(store: Path, runs: Path, *overrides: str) -> AssembledPhase:
     [
         (["regularization=r_drop"], "ReplacedTokensTask has no class scores"),
         (["privacy=dp_sgd"], "ReplacedTokensTask"),
-        (["task.sequence_length=128"], "task.sequence_length is 128, but the encoder has 64 positions"),
+        (["task.sequence_length=128"], "sequences of train may have 128 tokens"),
     ],
 )
 def test_settings_that_do_not_fit_are_errors_before_a_model_is_built(

@@ -68,10 +68,14 @@ class ReplacedTokensHead(RewritingHead):
     ) -> tuple[PackedBatch, dict[str, Tensor]]:
         """Replaces the masked words by draws from the generator, through which no gradient flows.
 
+        A batch without keys of draws is text to be scored and stays as it is.
+
         Returns:
             The batch with replaced words, and the outputs `generator` (targets, vocab), logits of the generator, and
             `replaced_labels` (tokens,) int64: 1 where the word differs from that of the text, IGNORE_INDEX for filler.
         """
+        if KEYS not in batch.targets:
+            return batch, {}
         logits = self.generator(encoder, batch, dropout_keys)
         positions, words = batch.targets["mlm_positions"], batch.targets["mlm_labels"]
         is_target = words != IGNORE_INDEX
