@@ -27,6 +27,7 @@ from framework.distributed.processes.environment import ProcessInfo
 from framework.errors import ConfigError
 from framework.models.encoder import TransformerEncoder
 from framework.modules.encoder_module import EncoderModule
+from framework.modules.step_runner import StepRunner
 from framework.tasks.pretraining.generator import GeneratorSize
 from framework.tasks.pretraining.replaced_tokens import ReplacedTokensTask
 from framework.tasks.task import TaskModel
@@ -119,15 +120,15 @@ def test_tables_that_follow_are_a_sum_with_separate_gradients(
     settings = ["task.sharing=gradient_disentangled", "optimizer=adamw", "optimizer.lr=0.01", "schedule=constant"]
     settings += ["optimizer.weight_decay=0.1", "trainer.gradient_clip=0"]
     seen: list[list[torch.Tensor]] = []
-    compute = EncoderModule._compute_gradients
+    compute = StepRunner._compute_gradients
 
-    def watched(module: EncoderModule, batch: Any) -> Any:
-        result = compute(module, batch)
-        tables = [dict(module.model.named_parameters())[name] for name in (OWN_WORDS, WORDS)]
+    def watched(runner: StepRunner, *given: Any) -> Any:
+        result = compute(runner, *given)
+        tables = [dict(runner.model.named_parameters())[name] for name in (OWN_WORDS, WORDS)]
         seen.append([tensor.detach().clone() for table in tables for tensor in (table, table.grad.to_dense())])
         return result
 
-    monkeypatch.setattr(EncoderModule, "_compute_gradients", watched)
+    monkeypatch.setattr(StepRunner, "_compute_gradients", watched)
     run = train.run(options(store, tmp_path, "followed", "single", *settings))
     state = read_full_state(run / "checkpoints" / f"step_{STEPS:08d}")
     assert torch.equal(seen[0][0], seen[0][2])

@@ -42,7 +42,7 @@ class ReplacedTokensHead(RewritingHead):
         generator: Generator.
         discriminator: Scores.
         config: Encoder configuration of the discriminator.
-        generator_config: That of the generator.
+        generator_config: Encoder configuration of the generator.
         temperature: Temperature of the generator's distribution.
         sharing: Weights that the two share.
     """
