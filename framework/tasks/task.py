@@ -32,6 +32,9 @@ if TYPE_CHECKING:
 _RENAMED = {"side_config": "to_record", "side_files": "extra_files"}
 """New names of methods that a task may override, by their old names."""
 
+_PREDICTS_NO_TEXTS = (
+    "does not predict texts. Prediction needs a fine-tuned model. Give a run or export that was fine-tuned."
+)
 _EXPLAINABLE = (
     "Classification, regression, relation extraction, question answering, token classification, multiple choice, "
     "reranking and embeddings of pairs have such scores. Explain a run of such a task."
@@ -252,10 +255,7 @@ class Task(ABC):
         Raises:
             ConfigError: The task does not predict rows.
         """
-        raise ConfigError(
-            f"{type(self).__name__} does not predict texts. Prediction needs a fine-tuned model. Give a run or export "
-            "that was fine-tuned."
-        )
+        raise ConfigError(f"{type(self).__name__} {_PREDICTS_NO_TEXTS}")
 
     def decode(self, outputs: Mapping[str, Tensor], batch: PackedBatch) -> list[Any]:
         """Converts the outputs of one micro-batch to one object per real item, in their order, on the host.
@@ -263,10 +263,7 @@ class Task(ABC):
         Raises:
             ConfigError: The task does not predict rows.
         """
-        raise ConfigError(
-            f"{type(self).__name__} does not predict texts. Prediction needs a fine-tuned model. Give a run or export "
-            "that was fine-tuned."
-        )
+        raise ConfigError(f"{type(self).__name__} {_PREDICTS_NO_TEXTS}")
 
     @property
     def explains_predictions(self) -> bool:

@@ -56,7 +56,12 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_store(tmp_path_factory.mktemp("replaced_tokens") / "data")
 
 
-@pytest.fixture(scope="module", params=["embeddings", "gradient_disentangled"])
+def of(*sharings: str) -> pytest.MarkDecorator:
+    """Parametrizes a test by the sharing of the run `finished`."""
+    return pytest.mark.parametrize("finished", sharings, indirect=True, scope="module")
+
+
+@pytest.fixture(scope="module")
 def finished(request: pytest.FixtureRequest, store: Path) -> tuple[str, Path]:
     """Returns the sharing and the folder of a run in one process."""
     run_id = request.param
@@ -68,19 +73,23 @@ def check_equal(run: Path, expected: Path) -> None:
         assert ours == pytest.approx(theirs, rel=1e-4, abs=1e-6)
 
 
+@of("embeddings")
 def test_steps_do_not_depend_on_micro_batches(finished: tuple[str, Path], store: Path, tmp_path: Path):
     sharing, run = finished
     other = options(store, tmp_path, "other", "single", f"task.sharing={sharing}", "trainer.micro_batch_tokens=320")
     check_equal(train.run(other), run)
 
 
-@pytest.mark.parametrize(("strategy", "num_ranks"), [("ddp", 2), ("fsdp2", 2), ("hsdp", 4)])
+@pytest.mark.parametrize(
+    ("finished", "strategy", "num_ranks"),
+    [("embeddings", "ddp", 2), ("embeddings", "hsdp", 4), ("gradient_disentangled", "fsdp2", 2)],
+    indirect=["finished"],
+    scope="module",
+)
 def test_steps_do_not_depend_on_ranks(
     finished: tuple[str, Path], strategy: str, num_ranks: int, store: Path, tmp_path: Path
 ):
     sharing, run = finished
-    if (strategy, sharing) == ("ddp", "gradient_disentangled"):
-        pytest.skip("hsdp covers copies of the tables that follow")
     sizes = ["strategy.replicate_size=2"] if strategy == "hsdp" else []
     ranks = Ranks(
         options(store, tmp_path, "ranks", strategy, f"task.sharing={sharing}", *sizes), num_ranks, tmp_path / "output"
@@ -89,6 +98,7 @@ def test_steps_do_not_depend_on_ranks(
     check_equal(tmp_path / "ranks", run)
 
 
+@of("gradient_disentangled")
 def test_a_killed_run_has_the_same_bits(
     finished: tuple[str, Path], store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
@@ -145,6 +155,7 @@ def test_tables_that_follow_are_a_sum_with_separate_gradients(
     assert float(delta.detach().abs().max()) > 0.01
 
 
+@of("embeddings", "gradient_disentangled")
 def test_evaluation_of_the_run_and_of_its_export(finished: tuple[str, Path], tmp_path: Path):
     _, run = finished
     expected = {key: value for key, value in rows(run)[-1].items() if key.startswith("val/")}
@@ -154,6 +165,7 @@ def test_evaluation_of_the_run_and_of_its_export(finished: tuple[str, Path], tmp
     assert {f"val/{key}": value for key, value in metrics.items()} == pytest.approx(expected, rel=1e-5)
 
 
+@of("embeddings", "gradient_disentangled")
 @torch.no_grad()
 def test_an_export_gives_the_logits_of_transformers(finished: tuple[str, Path], store: Path, tmp_path: Path):
     _, run = finished
@@ -187,6 +199,7 @@ def model_of(source: str, runs: Path) -> TaskModel:
     return model
 
 
+@of("gradient_disentangled")
 def test_fine_tuning_starts_from_the_discriminator(
     finished: tuple[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):
@@ -212,17 +225,16 @@ def test_fine_tuning_starts_from_the_discriminator(
     assert not any("generator" in name for name in after)
 
 
-@pytest.mark.parametrize("sharing", ["embeddings", "gradient_disentangled"])
-def test_a_published_discriminator_is_trained_further(
-    sharing: str, store: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-):
+def test_a_published_discriminator_is_trained_further(store: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     tokenizer = Tokenizer.from_folder(store / "tokenizer")
     shape = {"vocab_size": tokenizer.vocab_size, "embedding_size": 16, "intermediate_size": 48}
     config = transformers.ElectraConfig(**peers.SHAPE, **shape, max_position_embeddings=64)
     transformers.ElectraForPreTraining(config).save_pretrained(tmp_path / "published")
     shutil.copy(store / "tokenizer" / "tokenizer.json", tmp_path / "published")
     own = [each for each in options(store, tmp_path, "on", "single") if "model." not in each and "model=" not in each]
-    run = train.run([*own, "model=from_weights", f"init_from={tmp_path / 'published'}", f"task.sharing={sharing}"])
+    run = train.run(
+        [*own, "model=from_weights", f"init_from={tmp_path / 'published'}", "task.sharing=gradient_disentangled"]
+    )
     printed = capsys.readouterr().out
     assert "head reused: discriminator.dense, discriminator.scores; head new: generator." in printed
     values = rows(run)
@@ -253,6 +265,10 @@ def assembled(store: Path, runs: Path, *overrides: str) -> AssembledPhase:
     ("overrides", "message"),
     [
         (["regularization=r_drop"], "ReplacedTokensTask has no class scores"),
+        (
+            ["regularization=distillation", "regularization.teacher=x", "regularization.match=hidden"],
+            "ReplacedTokensTask rewrites the batch",
+        ),
         (["privacy=dp_sgd"], "ReplacedTokensTask"),
         (["task.sequence_length=128"], "sequences of train may have 128 tokens"),
     ],

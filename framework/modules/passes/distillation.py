@@ -15,6 +15,7 @@ from framework.modules.passes.objective import SumCountObjective
 from framework.modules.passes.regularization import Regularization
 from framework.modules.passes.teacher import Teacher
 from framework.nn.distillation import hidden_error_sum, logit_divergence_sum, relation_divergence_sum
+from framework.tasks.rewriting import RewritingHead
 from framework.tasks.task import Task, TaskModel
 
 Match = Literal["logits", "hidden", "relations"]
@@ -74,12 +75,17 @@ class Distillation:
         """Returns True if values within the encoder are compared, which compiled layers do not provide."""
         return self.match != "logits"
 
-    def check(self, task: Task, model: TaskModel) -> None:  # noqa: ARG002  part of the protocol
-        """Checks that the task has class scores if they are compared.
+    def check(self, task: Task, model: TaskModel) -> None:
+        """Checks that student and teacher read the same batch, and that the task has class scores if they are compared.
 
         Raises:
-            ConfigError: It has none.
+            ConfigError: The head rewrites the batch, or the task has no class scores.
         """
+        if isinstance(model.head, RewritingHead):
+            raise ConfigError(
+                f"{type(task).__name__} rewrites the batch before the student reads it. A teacher reads the batch of "
+                "the data. Choose regularization=none, or task=pretraining."
+            )
         if self.match == "logits" and not task.class_scores:
             raise ConfigError(
                 f"{type(task).__name__} has no class scores. regularization.match=logits compares them with those of "

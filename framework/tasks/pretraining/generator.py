@@ -86,7 +86,7 @@ class Generator(nn.Module):
         own = TransformerEncoder(config)
         self.shares_tables = sharing == "embeddings"
         if self.shares_tables:
-            own.embeddings = _SharedEmbeddings(own.embeddings.projection)
+            own.add_module("embeddings", _SharedEmbeddings(own.embeddings.projection))
         self.encoder = own
         words = (encoder if self.shares_tables else own).get_parameter(_WORDS)
         self.mlm = MaskedLanguageModelHead(config, TiedDecoder(words))
