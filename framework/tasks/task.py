@@ -103,8 +103,7 @@ class Task(ABC):
         head_kind: Name of the head in exports.
         allows_augmentation: True if targets stay valid when some tokens of a text are changed, moved or dropped. The
             targets then belong to whole sequences of a FlatSource.
-        keeps_texts: True if `build_sources` must keep the texts of `train` (`FlatSource.texts`), because an
-            augmentation rewrites them. The run sets it before `build_sources`.
+        keeps_texts: True if `build_sources` must keep `FlatSource.texts` of `train`, which an augmentation rewrites.
         changeable_keys: Config keys that affect only how outputs are read or ranked, not the weights. Evaluation and
             prediction may change them; a loss that depends on such ranks changes with them.
         allows_tensor_parallel: False if the head has modules that tensor parallel does not support.
@@ -116,10 +115,8 @@ class Task(ABC):
         head_rows: Meaning of the rows of activations in the head, by name of a module in it ("": all others): "tokens",
             "sequences", or the name of a target with the index of each row's token. Privacy needs it, and
             `sequence_losses`; a task without it cannot be trained with privacy.
-        patch_size: Edge of a patch in pixels, for which the encoder gets patch embeddings; 0: the task reads no
-            pictures.
-        scores_predictions: True if evaluation must decode every item of a split, gather them from all ranks and call
-            `score`.
+        patch_size: Edge of a patch in pixels; 0: the task reads no pictures, and the encoder has no patch embeddings.
+        scores_predictions: True if evaluation must decode all items of a split and gather them for `score`.
     """
 
     loss_weights: Mapping[str, float]
