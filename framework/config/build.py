@@ -36,6 +36,7 @@ from framework.errors import ConfigError
 from framework.models.config import EncoderConfig
 from framework.models.freezing import freeze
 from framework.modules.encoder_module import EncoderModule
+from framework.modules.passes.embedding_distillation import EmbeddingDistillation
 from framework.modules.passes.private import PrivateSteps
 from framework.modules.passes.regularization import Regularization
 from framework.optim.combined import CombinedOptimizer
@@ -83,7 +84,7 @@ class Parts:
     probes: Mapping[str, Probe]
     privacy: Privacy | None = None
     first_step: int = 0
-    regularization: Regularization | None = None
+    regularization: Regularization | EmbeddingDistillation | None = None
 
 
 def build_settings(config: Mapping[str, Any], world_size: int) -> TrainConfig:

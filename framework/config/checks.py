@@ -13,6 +13,7 @@ from framework.distributed.parallel.float8 import check_float8
 from framework.distributed.parallel.precision import PRECISION_STRATEGIES, Precision
 from framework.errors import ConfigError
 from framework.models.config import EncoderConfig
+from framework.modules.passes.embedding_distillation import EmbeddingDistillation
 from framework.modules.passes.one_pass import OnePass
 from framework.modules.passes.regularization import Regularization
 from framework.published.families import FAMILIES
@@ -267,14 +268,14 @@ def check_relative_bias(config: EncoderConfig, backend: str, tensor_size: int) -
         )
 
 
-def check_regularization(regularization: Regularization, task: Task, model: TaskModel) -> None:
+def check_regularization(regularization: Regularization | EmbeddingDistillation, task: Task, model: TaskModel) -> None:
     """Checks that the regularization works with the task and the model.
 
     Raises:
         ConfigError: The regularization makes extra passes over one micro-batch, but the loss of the task needs all
             sequences of a step; or the regularization has no effect on the task and model.
     """
-    if isinstance(task, StepLevelTask) and not isinstance(regularization, OnePass):
+    if isinstance(task, StepLevelTask) and not isinstance(regularization, OnePass | EmbeddingDistillation):
         raise ConfigError(
             f"the loss of {type(task).__name__} needs all sequences of a step at once, but regularization="
             f"{type(regularization).__name__} makes its passes over one micro-batch. Choose regularization=none."

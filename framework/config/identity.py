@@ -48,6 +48,7 @@ _ADDED_KEYS = {
     "init_layers": None,
     "data.canaries": 0,
     "data.teacher_column": None,
+    "data.vector_column": None,
     "data.canary_repeats": [1, 4, 16],
     "task.masked_share": 0.8,
     "task.random_share": 0.1,

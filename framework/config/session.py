@@ -54,7 +54,9 @@ from framework.distributed.processes.environment import ProcessInfo
 from framework.distributed.strategy import build_strategy
 from framework.files import sync_tree
 from framework.models.accounting import training_flops
-from framework.modules.passes.distillation import Distillation, teacher_of
+from framework.modules.passes.distillation import Distillation
+from framework.modules.passes.embedding_distillation import EmbeddingDistillation
+from framework.modules.passes.teacher import Teacher
 from framework.modules.trainer import build_trainer
 from framework.published.starting_head import describe_start
 from framework.tasks.rewriting import RewritingHead
@@ -121,7 +123,7 @@ def start_run(folder: RunFolder, config: Mapping[str, Any], parts: Parts, world_
     """
     report_examples = config["trainer"]["report_examples"]
     fingerprints = {"tokenizer": parts.tokenizer.fingerprint, "data": data_fingerprint(parts.sources)}
-    teacher = teacher_of(parts.regularization)
+    teacher = _teacher(parts)
     if teacher is not None:
         fingerprints["teacher"] = teacher.fingerprint
     phase = config.get(PHASE)
@@ -152,6 +154,11 @@ def start_run(folder: RunFolder, config: Mapping[str, Any], parts: Parts, world_
 
     open_secret(folder, parts.privacy)  # first, because it may refuse the config
     on_first_rank(write)
+
+
+def _teacher(parts: Parts) -> Teacher | None:
+    regularization = parts.regularization
+    return regularization.followed if isinstance(regularization, Distillation | EmbeddingDistillation) else None
 
 
 def task_record(task: Task, pair_separators: int) -> dict[str, Any]:
@@ -265,7 +272,7 @@ def _first_callbacks(
         callbacks.append(AttentionChoice(settings.strategy.attention))
     if parts.weights is not None and folder.checkpoint is None:
         callbacks.append(WeightsLine(describe_start(parts.model, parts.weights)))
-    if isinstance(parts.regularization, Distillation):
+    if isinstance(parts.regularization, Distillation | EmbeddingDistillation):
         callbacks.append(WeightsLine(f"teacher: {describe_teacher(parts.regularization, parts.config)}"))
     if settings.trainer.report_examples is not None and ends_run:
         examples, goes_to_wandb = settings.trainer.report_examples, settings.logger.wandb

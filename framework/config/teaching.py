@@ -20,13 +20,19 @@ from framework.errors import CheckpointError, ConfigError
 from framework.models.config import EncoderConfig
 from framework.models.encoder import TransformerEncoder
 from framework.modules.passes.distillation import Distillation
+from framework.modules.passes.embedding_distillation import EmbeddingDistillation
 from framework.modules.passes.regularization import Regularization
 from framework.modules.passes.teacher import Teacher, weights_fingerprint
 from framework.published.files import EXPORT_RECORD_FILE
 from framework.published.pretrained import PretrainedWeights
 from framework.published.starting_head import fit_head
+from framework.tasks.embedding.features import TEACHER_VECTORS
+from framework.tasks.embedding.task import EmbeddingTask
+from framework.tasks.explanation import one_item
 from framework.tasks.task import Task, TaskModel
 from framework.tracking.run_files import TASK_FILE
+
+AnyRegularization = Regularization | EmbeddingDistillation
 
 
 def build_regularization(
@@ -36,8 +42,8 @@ def build_regularization(
     tokenizer: Tokenizer,
     sources: Mapping[str, SequenceSource],
     model: TaskModel,
-    earlier: Regularization | None = None,
-) -> Regularization:
+    earlier: AnyRegularization | None = None,
+) -> AnyRegularization:
     """Builds and checks a regularization. A distillation opens its teacher and adds projections to the model.
 
     Args:
@@ -53,36 +59,95 @@ def build_regularization(
         FrameworkError: The regularization does not work with the task, the teacher cannot be read or does not fit the
             student, or the strategy does not support it.
     """
-    regularization: Regularization = settings.regularization.build()
+    regularization: AnyRegularization = settings.regularization.build()
     check_regularization(regularization, task, model)
-    if not isinstance(regularization, Distillation):
+    if not isinstance(regularization, Distillation | EmbeddingDistillation):
         return regularization
     _check_strategy(regularization, settings, tensor_size)
+    if regularization.teacher is None:
+        assert isinstance(regularization, EmbeddingDistillation)
+        regularization.follow(None, _width_of_vectors(sources["train"]), model)
+        return regularization
     _check_other_run(regularization.teacher, settings)
-    if isinstance(earlier, Distillation) and _same_teacher(regularization, earlier):
-        teacher = earlier.followed
-        assert teacher is not None
-    else:
+    teacher = _earlier_teacher(regularization, earlier)
+    if teacher is None:
         weights = find_weights(regularization.teacher, Path(settings.run.dir))
         _check_tokenizer(weights, tokenizer)
         _check_pictures(weights, task)
-        teacher = _open(weights, task if regularization.match == "logits" else None, settings)
+        teacher = _open(weights, _task_of_head(regularization, weights, task, settings))
     _check_positions(teacher, sources)
-    regularization.follow(teacher, model)
+    if isinstance(regularization, Distillation):
+        regularization.follow(teacher, model)
+    else:
+        regularization.follow(teacher, teacher.config.hidden_size, model)
     return regularization
 
 
-def _same_teacher(one: Distillation, other: Distillation) -> bool:
-    return one.teacher == other.teacher and one.match == other.match
+def _earlier_teacher(
+    regularization: Distillation | EmbeddingDistillation, earlier: AnyRegularization | None
+) -> Teacher | None:
+    """Returns the teacher of the phase before if it is the same."""
+    if isinstance(earlier, EmbeddingDistillation) and isinstance(regularization, EmbeddingDistillation):
+        return earlier.followed if earlier.teacher == regularization.teacher else None
+    if isinstance(earlier, Distillation) and isinstance(regularization, Distillation):
+        is_same = (earlier.teacher, earlier.match) == (regularization.teacher, regularization.match)
+        return earlier.followed if is_same else None
+    return None
 
 
-def _check_strategy(regularization: Distillation, settings: TrainConfig, tensor_size: int) -> None:
+def _width_of_vectors(source: SequenceSource) -> int:
+    vectors = one_item(source, 0).targets.get(TEACHER_VECTORS)
+    if vectors is None:
+        raise ConfigError(
+            "regularization.teacher is null, and data.vector_column too. Embeddings follow a teacher, or its "
+            "vectors in the data. Set one of the two."
+        )
+    return vectors.shape[1]
+
+
+def _task_of_head(
+    regularization: Distillation | EmbeddingDistillation,
+    weights: PretrainedWeights,
+    task: Task,
+    settings: TrainConfig,
+) -> Task | None:
+    """Returns the task of the teacher, which builds its head; None if the head is not used."""
+    if isinstance(regularization, EmbeddingDistillation):
+        assert isinstance(task, EmbeddingTask)
+        return _embedding_task(weights, task, settings)
+    if regularization.match != "logits":
+        return None
+    _check_head(weights, task)
+    return _own_task(weights, task, settings)
+
+
+def _embedding_task(weights: PretrainedWeights, task: EmbeddingTask, settings: TrainConfig) -> Task:
+    """Returns the task of a teacher of embeddings. Published models pool as they say, else by the mean."""
+    if "config" not in weights.task_record:
+        pooling = weights.task_record.get("pooling", "mean")
+        return EmbeddingTask(max_length=task.max_length, pooling=pooling, normalize=task.normalize)
+    if weights.head_kind != task.head_kind:
+        raise ConfigError(
+            f"the teacher {weights.source} has {_named_head(weights.head_kind)}, and the student one for "
+            f"{task.head_kind}. Both compute embeddings. Choose a teacher that was trained for embeddings, or a "
+            "published encoder."
+        )
+    return _own_task(weights, task, settings)
+
+
+def _check_strategy(
+    regularization: Distillation | EmbeddingDistillation, settings: TrainConfig, tensor_size: int
+) -> None:
     if tensor_size > 1:
         raise ConfigError(
             f"strategy={settings.strategy.name} splits each matrix product over {tensor_size} ranks. A distillation "
             "compares whole outputs. Use strategy=fsdp2 or ddp."
         )
-    if regularization.reads_layers and settings.strategy.compile not in ("none", "auto"):
+    if (
+        isinstance(regularization, Distillation)
+        and regularization.reads_layers
+        and settings.strategy.compile not in ("none", "auto")
+    ):
         raise ConfigError(
             f"`strategy.compile` is {settings.strategy.compile}, and regularization.match is {regularization.match}. "
             "Compiled layers do not show what they compute. Set strategy.compile=none."
@@ -136,23 +201,25 @@ def _check_positions(teacher: Teacher, sources: Mapping[str, SequenceSource]) ->
         )
 
 
-def _open(weights: PretrainedWeights, task: Task | None, settings: TrainConfig) -> Teacher:
-    """Builds the teacher on the CPU, with the head for a task, or without a head if it is None."""
+def _open(weights: PretrainedWeights, task: Task | None) -> Teacher:
+    """Builds the teacher on the CPU, with the head of its task, or without a head if it is None."""
     if task is None:
         with torch.device("meta"):
             model = TaskModel(TransformerEncoder(weights.config), nn.Identity())
     else:
-        weights, model = _with_head(weights, task, settings)
+        weights = fit_head(weights, task.head_kind, task.to_record())
+        model = build_model(task, weights.config)
+        _check_complete(weights, model)
     materialize(model, starting_values(weights, weights.config, seed=0)(model), "cpu")
     model.requires_grad_(False)
     return Teacher(weights.source, weights_fingerprint(dict(model.named_parameters())), model)
 
 
-def _with_head(weights: PretrainedWeights, task: Task, settings: TrainConfig) -> tuple[PretrainedWeights, TaskModel]:
-    """Returns the weights with the scores in the student's order of labels, and the model of the teacher's own task.
+def _check_head(weights: PretrainedWeights, task: Task) -> None:
+    """Checks that the teacher has a head for the student's task, with the same labels.
 
     Raises:
-        ConfigError: The teacher has no head for the student's task, or other labels.
+        ConfigError: It has none, or other labels.
     """
     if weights.head_kind != task.head_kind:
         raise ConfigError(
@@ -161,9 +228,9 @@ def _with_head(weights: PretrainedWeights, task: Task, settings: TrainConfig) ->
             "was trained for this task, or regularization.match=hidden or relations."
         )
     _check_labels(weights, task)
-    own = _own_task(weights, task, settings)
-    weights = fit_head(weights, task.head_kind, task.to_record())
-    model = build_model(own, weights.config)
+
+
+def _check_complete(weights: PretrainedWeights, model: TaskModel) -> None:
     missing = sorted(
         name
         for name, _ in model.named_parameters()
@@ -171,10 +238,9 @@ def _with_head(weights: PretrainedWeights, task: Task, settings: TrainConfig) ->
     )
     if missing:
         raise ConfigError(
-            f"the teacher {weights.source} lacks {missing[0]}, which regularization.match=logits needs. Choose a "
-            "teacher with the complete head of this task, or regularization.match=hidden or relations."
+            f"the teacher {weights.source} lacks {missing[0]}, which its outputs need. Choose a teacher with the "
+            "complete head of this task, or regularization.match=hidden or relations."
         )
-    return weights, model
 
 
 def _named_head(kind: str | None) -> str:
@@ -221,24 +287,28 @@ def _own_task(weights: PretrainedWeights, task: Task, settings: TrainConfig) -> 
         own = build_task(Record(file, "task", record["config"], (type(task).__module__,)), {})
     except CheckpointError as error:
         raise CheckpointError(f"the task of the teacher {weights.source} cannot be read: {error}") from error
+    # The scores of the teacher are reordered to the labels of the student.
     own.restore({**record, "labels": task.to_record()["labels"]} if record.get("labels") else record)
     return own
 
 
-def describe_teacher(regularization: Distillation, config: EncoderConfig) -> str:
+def describe_teacher(regularization: Distillation | EmbeddingDistillation, config: EncoderConfig) -> str:
     """Returns one line about a teacher: its source, its size, and what its student follows.
 
     Args:
         regularization: Distillation after `follow`.
         config: Encoder configuration of the student.
     """
-    assert regularization.followed is not None
+    if regularization.followed is None:
+        return "vectors of the data"
     other = regularization.followed.config
     parts = [
         f"{regularization.followed.source}, {other.num_layers} layers of {other.hidden_size:,} "
         f"(student: {config.num_layers} of {config.hidden_size:,})",
-        f"match={regularization.match}",
     ]
+    if isinstance(regularization, EmbeddingDistillation):
+        return parts[0]
+    parts.append(f"match={regularization.match}")
     if regularization.reads_layers:
         pairs = ", ".join(f"{layer} to {taught}" for layer, taught in regularization.layers.items())
         parts.append(f"student layers to teacher layers: {pairs}")

@@ -20,6 +20,7 @@ from framework.distributed.parallel.sharding import DEFAULT_SHARDING, Sharding
 from framework.distributed.strategy import MeshStrategy, SingleStrategy
 from framework.modules.evaluation import SplitEvaluation
 from framework.modules.passes.captured import Graphs
+from framework.modules.passes.embedding_distillation import EmbeddingDistillation
 from framework.modules.passes.private import PrivateSteps
 from framework.modules.passes.regularization import Regularization
 from framework.modules.step_runner import StepRunner
@@ -60,7 +61,7 @@ class EncoderModule(pl.LightningModule):
         activation_checkpointing: ActivationCheckpointing = KEEP_ALL,
         sharding: Sharding = DEFAULT_SHARDING,
         compile_backend: CompileBackend = "none",
-        regularization: Regularization | None = None,
+        regularization: Regularization | EmbeddingDistillation | None = None,
     ) -> None:
         """Stores the components; nothing is allocated before `configure_model`.
 
@@ -77,7 +78,7 @@ class EncoderModule(pl.LightningModule):
             activation_checkpointing: Activations that layers keep from their forward pass.
             sharding: Communication and location of parameter shards.
             compile_backend: Compiler of the layers; a compiled model needs batches of fixed shapes.
-            regularization: Additional passes of a step; None: none. Not used by step-level tasks.
+            regularization: Additional passes or terms of a step; None: none.
         """
         super().__init__()
         self.automatic_optimization = False

@@ -14,6 +14,7 @@ from framework.distributed.parallel.sharding import Sharding
 from framework.distributed.processes.position import begin_activity
 from framework.distributed.reduce import sum_over_data_ranks
 from framework.modules.passes.captured import CapturedFunction, CapturedSteps, Graphs
+from framework.modules.passes.embedding_distillation import EmbeddingDistillation
 from framework.modules.passes.model_passes import ModelPasses
 from framework.modules.passes.one_pass import OnePass
 from framework.modules.passes.private import PrivateSteps
@@ -25,6 +26,12 @@ from framework.nn.dropout import has_dropout
 from framework.optim.combined import CombinedOptimizer
 from framework.tasks.step_level import StepLevelTask
 from framework.tasks.task import Task, TaskModel
+
+
+def _of_sums(regularization: Regularization | EmbeddingDistillation | None) -> Regularization:
+    """Returns the regularization of a task whose loss is a sum over targets."""
+    assert not isinstance(regularization, EmbeddingDistillation)
+    return regularization or OnePass()
 
 
 class StepRunner:
@@ -53,7 +60,7 @@ class StepRunner:
         schedule: Callable[[int], float],
         max_grad_norm: float | None,
         sharding: Sharding,
-        regularization: Regularization | None,
+        regularization: Regularization | EmbeddingDistillation | None,
     ) -> None:
         """Stores the components, with the meanings that `EncoderModule` gives them."""
         self.model = model
@@ -64,9 +71,9 @@ class StepRunner:
         self.max_grad_norm = max_grad_norm
         self.sharding = sharding
         self.steps: StepLevelSteps | SumCountSteps | CapturedSteps | PrivateSteps = (
-            StepLevelSteps(task)
+            StepLevelSteps(task, regularization if isinstance(regularization, EmbeddingDistillation) else None)
             if isinstance(task, StepLevelTask)
-            else SumCountSteps(task, regularization or OnePass())
+            else SumCountSteps(task, _of_sums(regularization))
         )
         self.loss_scale = precision.build_loss_scale()
         self.term_weights = term_weights_of(task)

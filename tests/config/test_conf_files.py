@@ -120,7 +120,7 @@ def test_the_number_of_files_is_known():
         "optimizer": 5,
         "precision": 5,
         "privacy": 2,
-        "regularization": 4,
+        "regularization": 5,
         "schedule": 5,
         "strategy": 8,
         "task": 14,

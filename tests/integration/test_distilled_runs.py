@@ -99,6 +99,37 @@ def test_a_pretrained_student_learns_the_words_of_a_published_model(place, monke
     assert all(row["train/distillation_loss"] > 0 for row in losses(place / "runs" / "words"))
 
 
+def test_embeddings_follow_a_model_its_vectors_or_scores(place, monkeypatch, capfd):
+    monkeypatch.chdir(place)
+    own = [*TRAIN, "task=embedding", "data=text_pairs", "model.num_heads=2", "model.hidden_size=8", "run.dir=runs"]
+    labelled = ["data.pair_column=null", "data.label_column=label", "regularization=embedding_distillation"]
+    narrow = [each for each in own if not each.startswith(("model.hidden_size=16", "task.pooling"))] + labelled
+    model = ["regularization.teacher=published", "run.id=vectors_of_model"]
+    assert run_command(monkeypatch, "train", *narrow, *model) == 0, capfd.readouterr().err
+    assert all(row["train/distillation_loss"] > 0 for row in losses(place / "runs" / "vectors_of_model"))
+    assert run_command(monkeypatch, "export", "run=vectors_of_model", "output=embedder") == 0
+    assert not [name for name in load_file(place / "embedder" / "model.safetensors") if "distillation" in name]
+    # A run or an export writes its vectors.
+    written = ["run=embedder", "input=rows.csv", "output=vectors.jsonl", "keep_columns=[text,label]"]
+    assert run_command(monkeypatch, "predict", *written) == 0, capfd.readouterr().err
+    column = ["data.train=vectors.jsonl", "data.vector_column=embedding", "run.id=vectors_of_data"]
+    assert run_command(monkeypatch, "train", *narrow, *column) == 0, capfd.readouterr().err
+    assert all(row["train/distillation_loss"] > 0 for row in losses(place / "runs" / "vectors_of_data"))
+    assert run_command(monkeypatch, "train", *narrow, "run.id=none") == 2
+    assert "regularization.teacher is null, and data.vector_column too" in capfd.readouterr().err
+
+    rows = [{"text": text, "pair": TEXTS[-1], "not": [TEXTS[3]], "scores": [2, -1.5]} for text in TEXTS[:20]]
+    (place / "scored.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    scored = [*own, "data.train=scored.jsonl", "data.negative_columns=[not]", "task.objective=margin_mse"]
+    scored += ["data.teacher_column=scores", "run.id=scores"]
+    assert run_command(monkeypatch, "train", *scored) == 0, capfd.readouterr().err
+    assert len(losses(place / "runs" / "scores")) == 4
+    rows[16]["scores"].append(0)
+    (place / "scored.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    assert run_command(monkeypatch, "train", *scored, "run.id=bad") == 2
+    assert "scored.jsonl, row 17 (line 17): 'scores' has 3 scores for 2 candidates" in capfd.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [

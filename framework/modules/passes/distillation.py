@@ -12,7 +12,6 @@ from framework.models.config import EncoderConfig
 from framework.models.layer_record import LayerRecord, record_layers
 from framework.modules.passes.model_passes import ModelPasses
 from framework.modules.passes.objective import SumCountObjective
-from framework.modules.passes.regularization import Regularization
 from framework.modules.passes.teacher import Teacher
 from framework.nn.distillation import hidden_error_sum, logit_divergence_sum, relation_divergence_sum
 from framework.tasks.rewriting import RewritingHead
@@ -212,11 +211,6 @@ class Distillation:
         if model.distillation is not None:
             states = model.distillation[str(layer)](states)
         return hidden_error_sum(states, other_record.hidden_states[other][:num_tokens])
-
-
-def teacher_of(regularization: Regularization | None) -> Teacher | None:
-    """Returns the teacher of a distillation; None for other regularizations."""
-    return regularization.followed if isinstance(regularization, Distillation) else None
 
 
 def _layer_number(key: object) -> int:

@@ -7,6 +7,7 @@ section 3.2 of the paper runs all of them twice. A single micro-batch is therefo
 """
 
 from collections.abc import Sequence
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -14,6 +15,7 @@ from torch import Tensor
 from framework.batch import StepBatch
 from framework.distributed.processes.position import begin_activity
 from framework.modules.passes.contributions import Rows, full_precision, rows_of_step
+from framework.modules.passes.embedding_distillation import EmbeddingDistillation
 from framework.modules.passes.model_passes import ModelPasses
 from framework.modules.passes.objective import SumCountObjective
 from framework.tasks.step_level import StepLevelTask
@@ -23,12 +25,14 @@ from framework.tasks.task import Task
 class StepLevelSteps:
     """Runs the passes of a step-level task."""
 
-    def __init__(self, task: StepLevelTask) -> None:
-        self.objective = SumCountObjective(task.loss_weights)
+    def __init__(self, task: StepLevelTask, distillation: EmbeddingDistillation | None = None) -> None:
+        self.distillation = distillation
+        self.objective = SumCountObjective(task.loss_weights if distillation is None else distillation.weights(task))
 
-    def counts(self, task: Task, step: StepBatch) -> Tensor:  # noqa: ARG002  the objective knows the terms
+    def counts(self, task: Task, step: StepBatch) -> Tensor:
         """Returns (terms,) float64 counts of this rank's share of a step, on the host."""
-        return torch.stack([self.objective.counts(batch) for batch in step.micro_batches]).sum(dim=0)
+        counts = self.objective.counts if self.distillation is None else partial(self.distillation.counts, task)
+        return torch.stack([counts(batch) for batch in step.micro_batches]).sum(dim=0)
 
     def run(self, passes: ModelPasses, step: StepBatch, counts: Tensor) -> tuple[Tensor, Tensor]:
         """Accumulates the gradients of a step. Collective: all ranks must call.
@@ -51,16 +55,17 @@ class StepLevelSteps:
         begin_activity("computes the loss of the step")
         gradients, sums, own = self._cached_gradients(passes, parts, counts)
         for index in range(last, -1, -1):
-            rows = parts[index] if index == last else self._rows(passes, step, index)
-            products = [(rows[name] * gradient).sum() for name, gradient in gradients[index].items()]
+            rows = parts[index] if index == last else self._rows(passes, step, index, is_repeated=True)
+            named = gradients[index].items()
+            products = [(rows[name] * gradient).sum() for name, gradient in named if name in rows]
             passes.backward(torch.stack(products).sum(), is_last=index == 0)
         return sums, own
 
-    def _rows(self, passes: ModelPasses, step: StepBatch, index: int) -> Rows:
+    def _rows(self, passes: ModelPasses, step: StepBatch, index: int, is_repeated: bool = False) -> Rows:
         passes.number = index + 1
         batch = step.micro_batches[index]
         _, rows = passes.forward(batch, passes.dropout_keys(batch))
-        return rows
+        return rows if self.distillation is None else self.distillation.add_rows(passes, batch, rows, is_repeated)
 
     def _cached_gradients(
         self, passes: ModelPasses, parts: Sequence[Rows], counts: Tensor
@@ -73,6 +78,8 @@ class StepLevelSteps:
         with torch.enable_grad():
             rows = rows_of_step(leaves, passes.mesh)
             terms = passes.task.step_loss_sums(rows)
+            if self.distillation is not None:
+                terms |= self.distillation.sums(rows)
             loss = self.objective.loss(terms, counts)
         flat_gradients = iter(torch.autograd.grad(loss, inputs, allow_unused=True, materialize_grads=True))
         gradients = [{name: next(flat_gradients) for name in names} for _ in parts]

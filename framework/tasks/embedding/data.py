@@ -1,10 +1,12 @@
 """Training texts for embeddings: pairs, scored pairs, or labelled texts; validated and split."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
+
+import numpy as np
 
 from framework.data.examples.answers import number, parse_list, read_cell, require_text
 from framework.data.examples.beir import is_beir, read_beir
@@ -30,12 +32,14 @@ class TextGroup:
         texts: The text, then its paired text (labelled texts have none), then its hard negatives.
         answer: Score of a scored pair, label of a labelled text, or None.
         teacher_scores: A teacher's score of the paired text and of each hard negative; None: there is no teacher.
+        vector: (channels,) fp32 embedding of the text by a teacher; None: there is none.
     """
 
     location: str
     texts: tuple[str, ...]
     answer: float | str | None = None
     teacher_scores: tuple[float, ...] | None = None
+    vector: np.ndarray | None = field(default=None, compare=False)
 
     @property
     def identity(self) -> tuple[str, ...]:
@@ -71,6 +75,7 @@ class TextPairData(SplitFiles):
         negative_columns: Columns of hard negatives. A cell with a JSON list holds several, an empty cell none.
         teacher_column: Column of a teacher's scores of a match: a JSON list with the score of the second text and of
             each hard negative, in their order. None: there is no teacher.
+        vector_column: Column of a teacher's embedding of the text: a JSON list of numbers. None: there is none.
         format: Format of the files. None: the defaults of TableFormat.
         on_bad_row: Handling of a row that is broken, or that lacks a text, the label or the number. "error" stops,
             "skip" drops and counts the row.
@@ -88,6 +93,7 @@ class TextPairData(SplitFiles):
     label_column: str | None = None
     negative_columns: list[str] = field(default_factory=list)
     teacher_column: str | None = None
+    vector_column: str | None = None
     format: TableFormat | None = None
     on_bad_row: Literal["error", "skip"] = "error"
 
@@ -147,6 +153,7 @@ class TextPairData(SplitFiles):
         for split in judged:
             files = files._with(split, None)._with(f"{split}_fraction", 0.0)
         pairs = files.split(files.read_files(files._read, self.on_bad_row))
+        _check_widths([row for rows in pairs.splits.values() for row in rows])
         train = pairs.splits["train"]
         if self.kind != "matches" and all(row.answer == train[0].answer for row in train):
             kind = "label" if self.kind == "labelled" else "score"
@@ -189,13 +196,15 @@ class TextPairData(SplitFiles):
     def _read(self, path: Path, reading: Reading) -> list[TextGroup]:
         if is_beir(path):
             return self._judged_pairs(path, reading)
-        all_columns = [self.text_column, self.pair_column, self.score_column, self.label_column, self.teacher_column]
-        columns = [column for column in all_columns if column is not None]
-        lists = [*self.negative_columns, *([self.teacher_column] if self.teacher_column is not None else [])]
+        taught = [column for column in (self.teacher_column, self.vector_column) if column is not None]
+        texts = (self.text_column, self.pair_column, self.score_column, self.label_column)
+        columns = [*(column for column in texts if column is not None), *taught]
+        lists = [*self.negative_columns, *taught]
         rows = []
         for row in read_rows(path, [*columns, *self.negative_columns], reading, self.format, lists):
             with reading.handling_bad_row():
-                rows.append(self._group(f"{path}, {row.location}", row.values, columns))
+                group = self._group(f"{path}, {row.location}", row.values, columns)
+                rows.append(self._with_vector(group, row.values))
         return rows
 
     def _judged_pairs(self, path: Path, reading: Reading) -> list[TextGroup]:
@@ -219,6 +228,12 @@ class TextPairData(SplitFiles):
             if judgment.grade > 0
         ]
 
+    def _with_vector(self, group: TextGroup, values: Mapping[str, str]) -> TextGroup:
+        if self.vector_column is None:
+            return group
+        numbers = _numbers_of(group.location, self.vector_column, values[self.vector_column])
+        return replace(group, vector=np.array(numbers, dtype=np.float32))
+
     def _group(self, location: str, values: Mapping[str, str], required: list[str]) -> TextGroup:
         for column in required:
             require_text(location, column, values[column])
@@ -228,7 +243,12 @@ class TextPairData(SplitFiles):
         if self.label_column is not None:
             return TextGroup(location, tuple(texts), values[self.label_column].strip())
         if self.teacher_column is not None:
-            scores = _scores_of(location, self.teacher_column, values[self.teacher_column], len(texts) - 1)
+            scores = _numbers_of(location, self.teacher_column, values[self.teacher_column])
+            if len(scores) != len(texts) - 1:
+                raise DataError(
+                    f"{location}: {self.teacher_column!r} has {len(scores)} scores for {len(texts) - 1} candidates. A "
+                    "teacher scores the second text and each hard negative. Correct or remove the row."
+                )
             return TextGroup(location, tuple(texts), teacher_scores=scores)
         if self.score_column is None:
             return TextGroup(location, tuple(texts))
@@ -236,25 +256,37 @@ class TextPairData(SplitFiles):
         return TextGroup(location, tuple(texts), score)
 
 
-def _scores_of(location: str, column: str, cell: str, num_candidates: int) -> tuple[float, ...]:
-    """Returns the scores of a cell.
+def _numbers_of(location: str, column: str, cell: str) -> tuple[float, ...]:
+    """Returns the numbers of a cell.
 
     Raises:
-        DataError: The cell is no JSON list of finite numbers, or holds another number of them.
+        DataError: The cell is no JSON list of finite numbers.
     """
     items = parse_list(cell)
-    scores = [plain_float(str(each)) for each in items or ()]
-    if items is None or not all(each is not None and math.isfinite(each) for each in scores):
+    numbers = [plain_float(str(each)) for each in items or ()]
+    if not items or not all(each is not None and math.isfinite(each) for each in numbers):
         raise DataError(
             f"{location}: {column!r} is {cell.strip()[:80]!r}. It must be a JSON list of finite numbers. Correct or "
             "remove the row."
         )
-    if len(items) != num_candidates:
-        raise DataError(
-            f"{location}: {column!r} has {len(items)} scores for {num_candidates} candidates. A teacher scores the "
-            "second text and each hard negative. Correct or remove the row."
-        )
-    return tuple(each for each in scores if each is not None)
+    return tuple(each for each in numbers if each is not None)
+
+
+def _check_widths(rows: Sequence[TextGroup]) -> None:
+    """Checks that all vectors have the same number of channels.
+
+    Raises:
+        DataError: A vector has another number.
+    """
+    if not rows or rows[0].vector is None:
+        return
+    width = len(rows[0].vector)
+    for row in rows:
+        if row.vector is not None and len(row.vector) != width:
+            raise DataError(
+                f"{row.location}: the vector has {len(row.vector)} numbers, and that of {rows[0].location} has "
+                f"{width}. All vectors are those of one teacher. Correct the row."
+            )
 
 
 def _texts_of(cell: str) -> list[str]:

@@ -4,8 +4,8 @@ An evaluated split may end with items of a single text: additional search candid
 
 Targets, one per sequence: `queries`, an id shared by items with the same first text or the same label (NO_QUERY: the
 text is only a candidate); `texts`, an id of the text, or of the label for labelled texts; `scores` of scored pairs;
-`teacher_scores` of the candidates of matching pairs. The record of an item (`FlatSource.records`) is its score or a
-`SearchRole`.
+`teacher_scores` of the candidates of matching pairs; `teacher_vectors` of the first texts of rows. The record of an
+item (`FlatSource.records`) is its score or a `SearchRole`.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -45,6 +45,9 @@ class SearchRole:
 
 TEACHER_SCORES = "teacher_scores"
 """Target with the teacher's scores of candidates; 0 for other texts."""
+
+TEACHER_VECTORS, HAS_TEACHER_VECTOR = "teacher_vectors", "has_teacher_vector"
+"""Targets with a teacher's vector of each text, (sequences, channels), and 1 for texts that have one, else 0."""
 
 LayOut = Callable[[Sequence[str], np.ndarray, Tokenizer, int], tuple[Layout, Mapping[str, np.ndarray]]]
 """Function from texts, (texts,) bool that is True for documents, the tokenizer and the maximum number of tokens to the
@@ -103,7 +106,26 @@ def scored_source(
     """Builds items of scored pairs. The record of a pair is its score."""
     scores = np.array([group.answer for group in groups], dtype=np.float64)
     targets = {"queries": np.arange(len(groups)).repeat(2), "scores": scores.repeat(2)}
-    return text_source([group.texts for group in groups], targets, terms, tokenizer, max_length, scores.tolist())
+    items = [group.texts for group in groups]
+    return text_source(items, targets | _vectors(groups, items), terms, tokenizer, max_length, scores.tolist())
+
+
+def _vectors(groups: Sequence[TextGroup], items: Sequence[Sequence[str]]) -> dict[str, np.ndarray]:
+    """Returns the targets of a teacher's vectors of the first texts of rows; nothing if rows have none.
+
+    Args:
+        groups: Rows.
+        items: Texts of each item; the first items are those of the rows.
+    """
+    given = [(index, group.vector) for index, group in enumerate(groups) if group.vector is not None]
+    if not given:
+        return {}
+    firsts = ragged.starts(np.array([len(texts) for texts in items]))[[index for index, _ in given]]
+    num_texts = sum(map(len, items))
+    vectors = np.zeros((num_texts, len(given[0][1])), dtype=np.float32)
+    has_vector = np.zeros(num_texts, dtype=np.int64)
+    vectors[firsts], has_vector[firsts] = np.stack([vector for _, vector in given]), 1
+    return {TEACHER_VECTORS: vectors, HAS_TEACHER_VECTOR: has_vector}
 
 
 def match_source(
@@ -145,7 +167,7 @@ def match_source(
     if any(group.teacher_scores is not None for group in groups):
         scores = [[0.0, *(group.teacher_scores or ())] for group in groups] + [[0.0]] * (len(items) - len(groups))
         targets[TEACHER_SCORES] = np.array([*chain(*scores)])
-    return text_source(items, targets, terms, tokenizer, max_length, records, layout_of)
+    return text_source(items, targets | _vectors(groups, items), terms, tokenizer, max_length, records, layout_of)
 
 
 def labelled_source(
@@ -176,6 +198,7 @@ def labelled_source(
     ]
     targets = {"queries": np.where(has_query, labels, NO_QUERY), "texts": labels}
     texts = [group.texts for group in (*groups, *candidates)]
+    targets |= _vectors((*groups, *candidates), texts)
     return DrawnPairs(text_source(texts, targets, terms, tokenizer, max_length, records), labels[: len(groups)], seed)
 
 

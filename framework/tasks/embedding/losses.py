@@ -157,6 +157,18 @@ def taught_scores(rows: Rows, temperature: float, losses: Callable[[Tensor, Tens
     return losses(*candidate_lists((vectors * anchors).sum(dim=1) / temperature, rows)).sum()
 
 
+def vector_error_sum(vectors: Tensor, taught: Tensor, has_vector: Tensor | None) -> Tensor:
+    """Returns the squared error of vectors, averaged over channels and summed over texts.
+
+    Args:
+        vectors: (rows, channels) of the model, projected to the width of the teacher.
+        taught: (rows, channels) of the teacher.
+        has_vector: (rows,) bool, False for texts without a vector of the teacher; None: all have one.
+    """
+    errors = (vectors - taught).square().mean(dim=1)
+    return (errors if has_vector is None else torch.where(has_vector, errors, 0.0)).sum()
+
+
 def mean_over_sizes(loss: Callable[[Rows], Tensor], rows: Rows, sizes: Sequence[int]) -> Tensor:
     """Averages a loss over embeddings truncated to each of several sizes.
 
