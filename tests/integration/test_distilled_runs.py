@@ -123,7 +123,7 @@ def test_embeddings_follow_a_model_its_vectors_or_scores(place, monkeypatch, cap
     scored = [*own, "data.train=scored.jsonl", "data.negative_columns=[not]", "task.objective=margin_mse"]
     scored += ["data.teacher_column=scores", "run.id=scores"]
     assert run_command(monkeypatch, "train", *scored) == 0, capfd.readouterr().err
-    assert len(losses(place / "runs" / "scores")) == 4
+    assert losses(place / "runs" / "scores")[-1]["train/loss"] > 0
     rows[16]["scores"].append(0)
     (place / "scored.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     assert run_command(monkeypatch, "train", *scored, "run.id=bad") == 2
