@@ -45,8 +45,7 @@ class TaskModel(nn.Module):
     """An encoder and a task head in one module, so that sharding wraps a single root.
 
     Attributes:
-        distillation: Projections of hidden states to the width of a teacher, by number of the layer. They are trained
-            and saved in checkpoints, but belong to no export. None: the training needs none.
+        distillation: Trained projections to the width of a teacher, which belong to no export; None: there are none.
     """
 
     def __init__(self, encoder: TransformerEncoder, head: nn.Module) -> None:
