@@ -49,6 +49,8 @@ _ADDED_KEYS = {
     "data.canaries": 0,
     "data.teacher_column": None,
     "data.vector_column": None,
+    "task.prompts": None,
+    "task.side": "query",
     "data.canary_repeats": [1, 4, 16],
     "task.masked_share": 0.8,
     "task.random_share": 0.1,

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 
@@ -18,7 +19,16 @@ from framework.distributed.processes.agreement import check_agreement, first_ran
 from framework.distributed.processes.environment import process_info
 from framework.errors import ConfigError
 from framework.files import new_digest
+from framework.models.config import EncoderConfig
 from framework.modules.inference import Inference
+
+
+@runtime_checkable
+class PredictsVectors(Protocol):
+    """Additional method of a task that predicts a vector for each row, the first row of each object of `decode`."""
+
+    def vector_size(self, config: EncoderConfig) -> int | None:
+        """Returns the channels of a vector; None: the task predicts no vectors."""
 
 
 @dataclass
@@ -52,10 +62,11 @@ def predict_vectors(settings: PredictConfig, trained: Trained) -> None:
         DataError: The input cannot be read, or the output cannot be written.
     """
     output = Path(settings.output or "")
-    width = trained.task.vector_size(trained.weights.config)
+    task = trained.task
+    width = task.vector_size(trained.weights.config) if isinstance(task, PredictsVectors) else None
     if width is None:
         raise ConfigError(
-            f"output={settings.output} is for vectors, but {type(trained.task).__name__} predicts no vectors. Only "
+            f"output={settings.output} is for vectors, but {type(task).__name__} predicts no vectors. Only "
             "embeddings are written so. Choose a name that ends in .jsonl, .csv or .tsv."
         )
     if output.suffix.lower() == ".npy" and settings.keep_columns:

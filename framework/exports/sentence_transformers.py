@@ -25,7 +25,8 @@ def sentence_transformers_files(config: EncoderConfig, task_record: Mapping[str,
     Args:
         config: Encoder configuration.
         task_record: Record of the task: `pooling` ("cls" or "mean"), `normalize` (True scales vectors to length 1; by
-            default False) and `max_length` (in tokens; by default the number of positions).
+            default False), `max_length` (in tokens; by default the number of positions) and `prompts` (by default
+            none).
     """
     pooling = str(task_record.get("pooling", "cls"))
     if pooling not in _POOLING_KEYS:
@@ -40,7 +41,11 @@ def sentence_transformers_files(config: EncoderConfig, task_record: Mapping[str,
             **{key: pooling == name for name, key in _POOLING_KEYS.items()},
             **dict.fromkeys(_OTHER_POOLING_KEYS, False),
         },
-        LIBRARY_CONFIG_FILE: {"prompts": {}, "default_prompt_name": None, "similarity_fn_name": None},
+        LIBRARY_CONFIG_FILE: {
+            "prompts": dict(task_record.get("prompts") or {}),
+            "default_prompt_name": None,
+            "similarity_fn_name": None,
+        },
     }
 
 

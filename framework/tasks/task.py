@@ -337,10 +337,6 @@ class Task(ABC):
         """Returns True if the task implements `decode`."""
         return type(self).decode is not Task.decode
 
-    def vector_size(self, config: EncoderConfig) -> int | None:
-        """Returns the channels of the vector of a row, the first row of each object of `decode`; None: no vectors."""
-        return None
-
     @property
     def examines_splits(self) -> bool:
         """Returns True if `examine` shows the rows of a split; by default for tasks that predict rows."""

@@ -19,7 +19,7 @@ from framework.data.reading.table_format import TableFormat
 from framework.errors import ConfigError, DataError
 from framework.tasks.embedding.judged_files import JudgedSplit, judged_paths, read_judged
 
-PairKind = Literal["matches", "scored", "labelled"]
+PairKind = Literal["matches", "scored", "labelled", "single"]
 _NUMBER = number()
 
 
@@ -29,7 +29,7 @@ class TextGroup:
 
     Attributes:
         location: File, row and line, for messages.
-        texts: The text, then its paired text (labelled texts have none), then its hard negatives.
+        texts: The text, then its paired text (labelled and single texts have none), then its hard negatives.
         answer: Score of a scored pair, label of a labelled text, or None.
         teacher_scores: A teacher's score of the paired text and of each hard negative; None: there is no teacher.
         vector: (channels,) fp32 embedding of the text by a teacher; None: there is none.
@@ -53,12 +53,13 @@ class TextGroup:
 
 @dataclass(frozen=True)
 class TextPairData(SplitFiles):
-    """Rows of one of three kinds, from files that `framework.data.reading.rows` reads.
+    """Rows of one of four kinds, from files that `framework.data.reading.rows` reads.
 
     - "matches": a text and a matching text (a question and its answer), optionally with hard negatives: texts that look
       like a match but are none.
     - "scored": two texts and a number that rates their similarity.
     - "labelled": a text and its label. Texts with the same label match each other.
+    - "single": a text alone.
 
     All rows with the same first text fall into one split. Instead of a file, each split can be a BEIR folder
     (`framework.data.examples.beir`): for `train` the queries with their relevant documents are matching pairs, and in
@@ -69,9 +70,9 @@ class TextPairData(SplitFiles):
         validation: File, BEIR folder or list of BEIR folders; None: `validation_fraction` of the pairs of `train`.
         test: File, BEIR folder or list of BEIR folders; None: `test_fraction` of the pairs of `train`.
         text_column: Column (JSONL: key) of the text.
-        pair_column: Column of the second text. None: texts are labelled.
+        pair_column: Column of the second text. None: texts are labelled or single.
         score_column: Column of the number. None: pairs are matches.
-        label_column: Column of the label. None: texts come in pairs.
+        label_column: Column of the label. None: texts come in pairs or are single.
         negative_columns: Columns of hard negatives. A cell with a JSON list holds several, an empty cell none.
         teacher_column: Column of a teacher's scores of a match: a JSON list with the score of the second text and of
             each hard negative, in their order. None: there is no teacher.
@@ -81,7 +82,7 @@ class TextPairData(SplitFiles):
             "skip" drops and counts the row.
 
     Raises:
-        ConfigError: The columns do not match one of the three kinds.
+        ConfigError: The columns do not match one of the four kinds.
     """
 
     train: str | None  # type: ignore[assignment]
@@ -99,15 +100,15 @@ class TextPairData(SplitFiles):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if (self.pair_column is None) == (self.label_column is None):
+        if self.pair_column is not None and self.label_column is not None:
             raise ConfigError(
                 f"data.pair_column is {self.pair_column} and label_column is {self.label_column}. Texts have either a "
-                "second text or a label. Set exactly one of the two and the other to null."
+                "second text or a label. Set one of the two to null, or both for single texts."
             )
-        if self.label_column is not None and self.score_column is not None:
+        if self.pair_column is None and self.score_column is not None:
             raise ConfigError(
-                f"data.score_column is {self.score_column} and label_column is {self.label_column}. Only pairs of "
-                "texts have scores. Set one of the two to null."
+                f"data.score_column is {self.score_column} and pair_column is null. Only pairs of texts have scores. "
+                "Set pair_column, or set score_column to null."
             )
         if self.negative_columns and self.kind != "matches":
             raise ConfigError(
@@ -127,6 +128,8 @@ class TextPairData(SplitFiles):
         """Returns the kind of the rows."""
         if self.label_column is not None:
             return "labelled"
+        if self.pair_column is None:
+            return "single"
         return "matches" if self.score_column is None else "scored"
 
     def group(self, record: R) -> tuple[str, ...]:
@@ -155,7 +158,7 @@ class TextPairData(SplitFiles):
         pairs = files.split(files.read_files(files._read, self.on_bad_row))
         _check_widths([row for rows in pairs.splits.values() for row in rows])
         train = pairs.splits["train"]
-        if self.kind != "matches" and all(row.answer == train[0].answer for row in train):
+        if self.kind in ("labelled", "scored") and all(row.answer == train[0].answer for row in train):
             kind = "label" if self.kind == "labelled" else "score"
             raise DataError(
                 f"{train[0].location}: all {len(train)} training rows have the {kind} {train[0].answer!r}. Training "

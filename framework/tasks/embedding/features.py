@@ -101,13 +101,37 @@ def text_source(
 
 
 def scored_source(
-    groups: Sequence[TextGroup], terms: Sequence[str], tokenizer: Tokenizer, max_length: int
+    groups: Sequence[TextGroup],
+    terms: Sequence[str],
+    tokenizer: Tokenizer,
+    max_length: int,
+    layout_of: LayOut = lay_out_alike,
 ) -> FlatSource:
-    """Builds items of scored pairs. The record of a pair is its score."""
+    """Builds items of scored pairs, whose two texts are queries. The record of a pair is its score."""
     scores = np.array([group.answer for group in groups], dtype=np.float64)
     targets = {"queries": np.arange(len(groups)).repeat(2), "scores": scores.repeat(2)}
+    records, is_document = scores.tolist(), np.zeros(2 * len(groups), dtype=bool)
     items = [group.texts for group in groups]
-    return text_source(items, targets | _vectors(groups, items), terms, tokenizer, max_length, scores.tolist())
+    targets |= _vectors(groups, items)
+    return text_source(items, targets, terms, tokenizer, max_length, records, layout_of, is_document)
+
+
+def single_source(
+    groups: Sequence[TextGroup],
+    terms: Sequence[str],
+    tokenizer: Tokenizer,
+    max_length: int,
+    layout_of: LayOut = lay_out_alike,
+) -> FlatSource:
+    """Builds items of a text and the same text, which are two sequences and so have two dropout masks.
+
+    Copies of a text in other rows are no negatives of it.
+    """
+    ids: dict[str, int] = {}
+    texts = np.array([ids.setdefault(same_text(group.texts[0]), len(ids)) for group in groups]).repeat(2)
+    items, is_document = [group.texts * 2 for group in groups], np.zeros(len(texts), dtype=bool)
+    targets = {"queries": texts, "texts": texts, **_vectors(groups, items)}
+    return text_source(items, targets, terms, tokenizer, max_length, (), layout_of, is_document)
 
 
 def _vectors(groups: Sequence[TextGroup], items: Sequence[Sequence[str]]) -> dict[str, np.ndarray]:
@@ -177,6 +201,7 @@ def labelled_source(
     tokenizer: Tokenizer,
     max_length: int,
     seed: int,
+    layout_of: LayOut = lay_out_alike,
 ) -> "DrawnPairs":
     """Builds items of labelled texts. Each epoch draws a new second text with the same label for each.
 
@@ -188,6 +213,7 @@ def labelled_source(
         tokenizer: Tokenizer that supplies ids and special tokens.
         max_length: Maximum number of tokens of a sequence, special tokens included.
         seed: Seed of the draws.
+        layout_of: Layout of the texts, which are all queries.
     """
     ids: dict[str, int] = {}
     labels = np.array([ids.setdefault(str(group.answer), len(ids)) for group in (*groups, *candidates)])
@@ -199,7 +225,9 @@ def labelled_source(
     targets = {"queries": np.where(has_query, labels, NO_QUERY), "texts": labels}
     texts = [group.texts for group in (*groups, *candidates)]
     targets |= _vectors((*groups, *candidates), texts)
-    return DrawnPairs(text_source(texts, targets, terms, tokenizer, max_length, records), labels[: len(groups)], seed)
+    is_document = np.zeros(len(texts), dtype=bool)
+    source = text_source(texts, targets, terms, tokenizer, max_length, records, layout_of, is_document)
+    return DrawnPairs(source, labels[: len(groups)], seed)
 
 
 class DrawnPairs(DerivedSource):

@@ -30,10 +30,12 @@ from framework.tasks.embedding.features import (
     lay_out_alike,
     match_source,
     scored_source,
+    single_source,
     text_source,
 )
 from framework.tasks.embedding.head import EmbeddingHead, item_vectors
 from framework.tasks.embedding.losses import POSITIVE, cosent, info_nce, mean_over_sizes, taught_scores
+from framework.tasks.embedding.prompts import SIDES, PromptedLayout
 from framework.tasks.embedding.scores import Index, Scorer, cosine_scorer, pair_cosines, pair_scores, search_scores
 from framework.tasks.embedding.search_sets import SearchSource, search_source, set_scores, set_table
 from framework.tasks.examination import Examination, ItemResults
@@ -60,7 +62,9 @@ class EmbeddingTask(StepLevelTask):
     Args:
         objective: "contrastive" (InfoNCE), for matching pairs and labelled texts; "similarity" (CoSENT), for scored
             pairs; "margin_mse" or "kl", for matching pairs with hard negatives and the scores of a teacher, which the
-            cosines divided by the temperature follow (`framework.nn.score_distillation`).
+            cosines divided by the temperature follow (`framework.nn.score_distillation`); "simcse", for single texts:
+            InfoNCE with the text itself under another dropout mask as its positive (Gao et al. 2021, arXiv:2104.08821,
+            section 3).
         max_length: Maximum number of tokens of a sequence, special tokens included. Longer texts are truncated.
         pooling: Name in `framework.tasks.pooling`: "cls" or "mean".
         normalize: Scale predicted embeddings to length 1. Losses and metrics always use cosines.
@@ -70,6 +74,9 @@ class EmbeddingTask(StepLevelTask):
             embeddings.
         candidates: For "contrastive": search candidates of evaluation. "split": texts of the split. "train": training
             texts too. For labelled texts "train" means the training texts alone, for pairs the positives of both.
+        prompts: Texts before each "query" and each "document"; null: none. Scored pairs and texts without a second text
+            have queries only.
+        side: Side of single texts that are predicted: "query" or "document". It selects their prompt.
 
     Raises:
         ConfigError: A name is unknown or a number is out of range.
@@ -80,12 +87,12 @@ class EmbeddingTask(StepLevelTask):
     head_kind = "embedding"
     fields = ("text",)
     scores_predictions = True
-    changeable_keys: tuple[str, ...] = ("candidates", "normalize", "objective")
+    changeable_keys: tuple[str, ...] = ("candidates", "normalize", "objective", "side")
     layout_of: LayOut = staticmethod(lay_out_alike)
 
     def __init__(
         self,
-        objective: Literal["contrastive", "similarity", "margin_mse", "kl"] = "contrastive",
+        objective: Literal["contrastive", "similarity", "margin_mse", "kl", "simcse"] = "contrastive",
         max_length: int = 128,
         pooling: str = "mean",
         normalize: bool = True,
@@ -93,8 +100,11 @@ class EmbeddingTask(StepLevelTask):
         symmetric: bool = False,
         matryoshka_sizes: Sequence[int] = (),
         candidates: Literal["split", "train"] = "split",
+        prompts: Mapping[str, str] | None = None,
+        side: Literal["query", "document"] = "query",
     ) -> None:
-        check_choice("task.objective", objective, ("contrastive", "similarity", *_TAUGHT))
+        check_choice("task.objective", objective, ("contrastive", "similarity", "simcse", *_TAUGHT))
+        check_choice("task.side", side, SIDES)
         check_choice("task.candidates", candidates, ("split", "train"))
         check_max_length("task.max_length", max_length, SHORTEST)
         check_choice("task.pooling", pooling, POOLINGS)
@@ -111,7 +121,15 @@ class EmbeddingTask(StepLevelTask):
         self.temperature = temperature
         self.smaller_sizes = sorted(sizes, reverse=True)
         self.candidates = candidates
-        if objective == "similarity":
+        self.prompts = dict(prompts or {})
+        self.side = side
+        if self.prompts:
+            self.layout_of = PromptedLayout(self.prompts)
+        if objective == "simcse":
+            self.loss_weights = {"contrast": 1.0}
+            # Without dropout a text equals its positive, so there is nothing to search.
+            self.best_metric, self.best_mode, self.scores_predictions = "loss", "min", False
+        elif objective == "similarity":
             self.loss_weights = {"cosent": 1.0}
             self.best_metric = "spearman"
         elif objective in _TAUGHT:
@@ -136,11 +154,11 @@ class EmbeddingTask(StepLevelTask):
                 "add 'task={objective: contrastive}'."
             )
         self._check_teacher(data)
-        if pairs.splits and (data.kind == "scored") != (self.objective == "similarity"):
-            fitting = "similarity" if data.kind == "scored" else "contrastive"
+        fitting = {"scored": "similarity", "single": "simcse"}.get(data.kind, "contrastive")
+        if pairs.splits and fitting != ("contrastive" if self.objective in _TAUGHT else self.objective):
             raise ConfigError(
                 f"task.objective is {self.objective}, but the rows of the data are {data.kind}. Such rows need the "
-                f"objective {fitting}. Set task.objective={fitting}, or correct data.score_column."
+                f"objective {fitting}. Set task.objective={fitting}, or correct the columns of the data."
             )
         sources: dict[str, SequenceSource] = {}
         for split, groups in pairs.splits.items():
@@ -176,9 +194,11 @@ class EmbeddingTask(StepLevelTask):
     ) -> FlatSource | DrawnPairs:
         terms = list(self.loss_weights)
         if kind == "scored":
-            return scored_source(groups, terms, tokenizer, self.max_length)
+            return scored_source(groups, terms, tokenizer, self.max_length, self.layout_of)
         if kind == "labelled":
-            return labelled_source(groups, searched, terms, tokenizer, self.max_length, seed)
+            return labelled_source(groups, searched, terms, tokenizer, self.max_length, seed, self.layout_of)
+        if kind == "single":
+            return single_source(groups, terms, tokenizer, self.max_length, self.layout_of)
         candidates = [group.texts[POSITIVE] for group in searched]
         return match_source(groups, candidates, terms, tokenizer, self.max_length, self.layout_of)
 
@@ -205,6 +225,7 @@ class EmbeddingTask(StepLevelTask):
             return {
                 self.objective: mean_over_sizes(lambda cut: taught_scores(cut, self.temperature, losses), rows, sizes)
             }
+        # "contrastive" and "simcse".
         sums = mean_over_sizes(lambda cut: info_nce(cut, self.temperature), rows, sizes)
         # If the loss is not symmetric, the second sum has no weight and is dropped.
         return dict(zip(self.loss_weights, sums.unbind(), strict=False))
@@ -213,13 +234,18 @@ class EmbeddingTask(StepLevelTask):
         return [width, *self.smaller_sizes]
 
     def to_record(self) -> dict[str, Any]:
-        """Returns pooling, normalization and maximum length."""
-        return {"pooling": self.pooling, "normalize": self.normalize, "max_length": self.max_length}
+        """Returns pooling, normalization, maximum length, and prompts if there are any."""
+        record = {"pooling": self.pooling, "normalize": self.normalize, "max_length": self.max_length}
+        return record | ({"prompts": self.prompts} if self.prompts else {})
 
     def build_source(self, rows: Sequence[Row], tokenizer: Tokenizer) -> FlatSource:
         """Builds one item per row: a text, and its second text if the row has one."""
         texts = [tuple(row.values[name] for name in PAIR if name in row.values) for row in rows]
-        return text_source(texts, {}, list(self.loss_weights), tokenizer, self.max_length)
+        # Of a pair, the first text is a query and the second a document.
+        alone = self.side == SIDES[1]
+        is_document = np.array([alone if len(row) == 1 else index > 0 for row in texts for index in range(len(row))])
+        terms = list(self.loss_weights)
+        return text_source(texts, {}, terms, tokenizer, self.max_length, (), self.layout_of, is_document)
 
     def decode(self, outputs: Mapping[str, Tensor], batch: PackedBatch) -> list[Any]:
         """Returns (1 or 2, hidden) fp32 vectors per item: of the text and, if present, of its second text."""
@@ -237,6 +263,11 @@ class EmbeddingTask(StepLevelTask):
             else {"cosine": pair_cosines([each], each.shape[1]).item()}
             for each in decoded
         ]
+
+    @property
+    def explains_predictions(self) -> bool:
+        """Returns False with prompts, because the words of a text behind a prompt are not located."""
+        return not self.prompts
 
     @property
     def explained_fields(self) -> tuple[tuple[str, ...], ...]:
@@ -293,6 +324,8 @@ class EmbeddingTask(StepLevelTask):
         """Builds the rows of `examine_pairs`, `examine_search` or `examine_sets`. The report shows tokens as texts."""
         if isinstance(source, SearchSource):
             return examine_sets(source, results, self.index)
+        if self.objective == "simcse":
+            return super().examine(source, results)
         if self.objective == "similarity":
             return examine_pairs(source.records, results)
         return examine_search(source.records, results, self.index)
