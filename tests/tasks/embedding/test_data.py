@@ -75,8 +75,7 @@ def test_at_least_two_different_texts_or_labels_are_required(tmp_path):
 @pytest.mark.parametrize(
     ("columns", "fault"),
     [
-        ({"pair_column": None}, "exactly one of the two"),
-        ({"label_column": "label"}, "exactly one of the two"),
+        ({"label_column": "label"}, "Set one of the two to null, or both for single texts"),
         ({"pair_column": None, "label_column": "label", "score_column": "score"}, "Only pairs of texts have scores"),
         ({"score_column": "score", "negative_columns": ["worse"]}, "rows are scored"),
     ],
