@@ -28,8 +28,9 @@ QUERY, DOCUMENTS = "a b c", ["d e", "f g h a b c d e f g h a b c", "c"]
 
 def scores_of(task: RerankingTask, model: TaskModel, tokenizer: Tokenizer) -> list[float]:
     row = Row(1, None, {"query": QUERY, "documents": json.dumps(DOCUMENTS)})
-    batch = one_item(task.build_source([row], tokenizer), 0)
-    return task.decode(model(batch), batch)[0]
+    source = task.build_source([row], tokenizer)
+    batches = [one_item(source, item) for item in range(len(source))]
+    return task.assemble(source, [task.decode(model(batch), batch)[0] for batch in batches])[0]["scores"]
 
 
 @pytest.mark.parametrize("pooling", ["cls", "mean"])

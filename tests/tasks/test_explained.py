@@ -153,7 +153,8 @@ def expected(case: Explanations, row: int) -> list[float]:
     if "choices" in prediction:
         return [float(case.outputs(row)[1]["logits"][prediction["index"], 0])]
     if "ranks" in prediction:
-        return [float(case.outputs(row)[1]["logits"].max())]
+        items = [item for item, each in enumerate(case.source.records) if each.row == row]
+        return [max(float(case.outputs(item)[1]["logits"][0, 0]) for item in items)]
     if "cosine" in prediction:
         first, second = case.outputs(row)[1]["embeddings"].astype(float)
         return [first @ second / np.linalg.norm(first) / np.linalg.norm(second)]

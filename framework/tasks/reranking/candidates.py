@@ -22,6 +22,7 @@ class CandidateList:
         documents: Candidates, all different.
         relevance: Relevance of each candidate, 0 for irrelevant ones; None if it is to be predicted.
         teacher_scores: Score of a teacher for each candidate; None if rows have none.
+        row: Index of the row to predict whose candidates include these; None: the list is complete.
     """
 
     location: str
@@ -29,6 +30,7 @@ class CandidateList:
     documents: tuple[str, ...]
     relevance: tuple[float, ...] | None = None
     teacher_scores: tuple[float, ...] | None = None
+    row: int | None = None
 
     @property
     def identity(self) -> tuple[str, ...]:
@@ -51,6 +53,15 @@ class CandidateList:
         """
         documents = check_documents(self.location, [masking.text(document) for document in self.documents])
         return replace(self, query=masking.text(self.query), documents=documents)
+
+
+def candidates_of_rows(lists: Sequence[CandidateList]) -> list[list[tuple[int, int]]]:
+    """Returns the candidates of each row as (index of the list, index in the list); a complete list is a row."""
+    rows: dict[int, list[tuple[int, int]]] = {}
+    for item, each in enumerate(lists):
+        own = rows.setdefault(item if each.row is None else each.row, [])
+        own += [(item, index) for index in range(len(each.documents))]
+    return [*rows.values()]
 
 
 def with_relevance(each: CandidateList) -> CandidateList:

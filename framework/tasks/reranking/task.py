@@ -29,7 +29,13 @@ from framework.published.kinds import REGRESSION, RERANKS_KEY, SEQUENCE_CLASSIFI
 from framework.tasks.examination import Examination, ItemResults
 from framework.tasks.explanation import Explained, TokenSpans
 from framework.tasks.pooling import check_pooled_scores
-from framework.tasks.reranking.candidates import CandidateList, check_documents, shortened, texts_of
+from framework.tasks.reranking.candidates import (
+    CandidateList,
+    candidates_of_rows,
+    check_documents,
+    shortened,
+    texts_of,
+)
 from framework.tasks.reranking.data import CandidateData
 from framework.tasks.reranking.features import by_list, candidate_source, list_index, locate_candidate
 from framework.tasks.reranking.objectives import build_objectives
@@ -163,8 +169,14 @@ class RerankingTask(Task):
         self._list(row)
 
     def build_source(self, rows: Sequence[Row], tokenizer: Tokenizer) -> FlatSource:
-        """Builds an item for each row, with the relevance of its documents unknown."""
-        return candidate_source([self._list(row) for row in rows], tokenizer, self.max_length, self.loss)
+        """Builds an item for each document, because scores do not depend on each other and lists may be long."""
+        lists = [self._list(row) for row in rows]
+        parts = [
+            replace(each, documents=(document,), row=row)
+            for row, each in enumerate(lists)
+            for document in each.documents
+        ]
+        return candidate_source(parts, tokenizer, self.max_length, self.loss)
 
     def pair_source(self, pairs: Sequence[tuple[str, str]], tokenizer: Tokenizer) -> FlatSource:
         """Builds an item for each pair of a query and a document; `decode` returns a list with its score.
@@ -229,15 +241,18 @@ class RerankingTask(Task):
 
     def assemble(self, source: FlatSource, decoded: Sequence[Any]) -> list[dict[str, Any]]:
         """Returns the documents of each row with their scores and ranks, in the order of the row."""
-        return [
-            {"documents": list(each.documents), "scores": scores, "ranks": ranks_of(scores)}
-            for each, scores in zip(source.records, decoded, strict=True)
-        ]
+        predictions = []
+        for candidates in candidates_of_rows(source.records):
+            documents = [source.records[item].documents[index] for item, index in candidates]
+            scores = [decoded[item][index] for item, index in candidates]
+            predictions.append({"documents": documents, "scores": scores, "ranks": ranks_of(scores)})
+        return predictions
 
     def explained(self, source: FlatSource, decoded: Sequence[Any], name: str | None) -> list[list[Explained]]:
         """Returns the score of the best document of each row, named by the document."""
-        best = [ranks_of(scores).index(1) for scores in decoded]
-        return [[Explained(item, index, source.records[item].documents[index])] for item, index in enumerate(best)]
+        rows = candidates_of_rows(source.records)
+        best = [max(candidates, key=lambda each: decoded[each[0]][each[1]]) for candidates in rows]
+        return [[Explained(item, index, source.records[item].documents[index])] for item, index in best]
 
     def explained_scores(self, outputs: Mapping[str, Tensor], batch: PackedBatch, targets: Sequence[int]) -> Tensor:
         """Returns the score of the chosen document of each row."""

@@ -77,8 +77,13 @@ def test_predictions(tokenizer):
         Row(2, None, {"query": "r", "documents": "e"}),
     ]
     source = task.build_source(rows, tokenizer)
-    assert [each.relevance for each in source.records] == [None, None]
-    assert task.assemble(source, [[0.1, 0.3, 0.2], [1.0]]) == [
+    # One item per document: the scores of a long list need not be computed at once.
+    assert len(source) == 4 and source.group_size == 1
+    assert {each.relevance for each in source.records} == {None}
+    assert [(each.item, each.name) for (each,) in task.explained(source, [[0.1], [0.3], [0.2], [1.0]], None)] == [
+        *[(1, "b c"), (3, "e")]
+    ]
+    assert task.assemble(source, [[0.1], [0.3], [0.2], [1.0]]) == [
         {"documents": ["a", "b c", "d"], "scores": [0.1, 0.3, 0.2], "ranks": [3, 1, 2]},
         {"documents": ["e"], "scores": [1.0], "ranks": [1]},
     ]
