@@ -12,6 +12,7 @@ from framework.callbacks.cadence import Cadence
 from framework.callbacks.checkpointing import Checkpointing
 from framework.callbacks.early_stopping import EarlyStopping, Patience
 from framework.callbacks.error_analysis import Pictures
+from framework.callbacks.final_test import FinalTest
 from framework.callbacks.final_validation import FinalValidation
 from framework.callbacks.finite_guard import STOP, FiniteGuard, NonFinite
 from framework.callbacks.plan_line import PlanLine
@@ -69,6 +70,7 @@ def standard_callbacks(
     probes: Mapping[str, Probe] = MappingProxyType({}),
     endings: Endings = NO_ENDINGS,
     phase: str | None = None,
+    evaluates_test: bool = False,
 ) -> list[pl.Callback]:
     """Builds a run's callbacks. Order in a step: guard, update, measure, probe, log, validate, log, agree, save, show.
 
@@ -87,6 +89,7 @@ def standard_callbacks(
         probes: Probes on the encoder's features, by name.
         endings: Conditions that may end the run before its last step.
         phase: Name of the phase of the run; None: the run has no phases.
+        evaluates_test: True to evaluate the test split after the last step.
     """
     throughput = throughput or Throughput(Timings())
     run_log = RunLog(run_folder, cadence, throughput, loggers)
@@ -103,6 +106,7 @@ def standard_callbacks(
         guard,
         throughput,
         probing,
+        *([FinalTest(cadence, run_log)] if evaluates_test else []),
         run_log,
         *([PlanLine(plan, run_log)] if plan is not None else []),
         FinalValidation(cadence),

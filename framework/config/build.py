@@ -10,8 +10,8 @@ import torch
 from framework.config.augmenting import augmented, build_augmentation, check_word_samples
 from framework.config.checks import (
     check_compiled_items,
-    check_early_stopping,
     check_enough_sequences,
+    check_evaluated_splits,
     check_relative_bias,
     check_sequence_lengths,
     check_settings,
@@ -112,7 +112,7 @@ def _check_sources(
     check_compiled_items(settings, sources)
     check_sequence_lengths(sources, config)
     check_enough_sequences(sources, data_parallel_size)
-    check_early_stopping(settings.trainer, sources)
+    check_evaluated_splits(settings.trainer, sources)
 
 
 def _check_tensor_parallel(settings: TrainConfig, config: EncoderConfig, task: Task, size: int) -> None:

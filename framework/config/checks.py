@@ -329,12 +329,17 @@ def check_profile(trainer: TrainerConfig, max_steps: int) -> None:
         )
 
 
-def check_early_stopping(trainer: TrainerConfig, sources: Mapping[str, SequenceSource]) -> None:
-    """Checks that early stopping has a validation split.
+def check_evaluated_splits(trainer: TrainerConfig, sources: Mapping[str, SequenceSource]) -> None:
+    """Checks that early stopping has a validation split, and that there is a test split if it is evaluated.
 
     Raises:
-        ConfigError: Early stopping is on, and there is no validation split.
+        ConfigError: A split is missing.
     """
+    if trainer.evaluate_test and "test" not in sources:
+        raise ConfigError(
+            f"`trainer.evaluate_test` is true, but the data has only {', '.join(sources)}. It needs a test split. Set "
+            "data.test or data.test_fraction, or trainer.evaluate_test=false."
+        )
     if trainer.early_stopping_patience is not None and "validation" not in sources:
         raise ConfigError(
             f"`trainer.early_stopping_patience` is {trainer.early_stopping_patience}, but the data has only "

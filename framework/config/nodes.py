@@ -150,15 +150,20 @@ def check_arguments(
     Raises:
         ConfigError: A key is unknown or missing, or a value has the wrong type.
     """
-    parameters = inspect.signature(target).parameters
+    parameters = dict(inspect.signature(target).parameters)
     hints = hints_of(target)
     prefix = f"{path}." if path else ""
+    groups = {name: kind for name, kind in flat_groups(target).items() if name in parameters}
+    of_groups = {field.name: name for name, kind in groups.items() for field in fields(kind)}
+    known = set(parameters) - set(groups) | set(of_groups)
     for name in values:
-        if name not in parameters:
-            raise ConfigError(
-                f"unknown config key `{prefix}{name}`. {suggestion(str(name), set(parameters) - set(supplied))}"
-            )
-    arguments = {}
+        if name not in known:
+            raise ConfigError(f"unknown config key `{prefix}{name}`. {suggestion(str(name), known - set(supplied))}")
+    arguments: dict[str, Any] = {}
+    for name, kind in groups.items():
+        own = {key: value for key, value in values.items() if of_groups.get(key) == name}
+        arguments[name] = kind(**check_arguments(path, own, kind))
+        del parameters[name]
     for name, parameter in parameters.items():
         if name in supplied and values.get(name) is None:
             continue
@@ -293,7 +298,22 @@ def _convert_sequence(path: str, value: Any, kind: type, arguments: tuple[Any, .
 
 
 def hints_of(target: Callable[..., Any]) -> dict[str, Any]:
-    """Returns the type hints of the arguments of a class or function, by name."""
+    """Returns the type hints of the arguments of a class or function, and those of their flat groups, by name."""
+    hints = _own_hints(target)
+    for kind in flat_groups(target).values():
+        hints |= typing.get_type_hints(kind)
+    return hints
+
+
+def flat_groups(target: Callable[..., Any]) -> dict[str, type]:
+    """Returns the parameters whose type is a dataclass with `is_flat`, with that type.
+
+    Their fields are keys beside those of the other parameters, and not keys of a nested group.
+    """
+    return {name: hint for name, hint in _own_hints(target).items() if getattr(hint, "is_flat", False) is True}
+
+
+def _own_hints(target: Callable[..., Any]) -> dict[str, Any]:
     if is_dataclass(target) or not inspect.isclass(target):
         return typing.get_type_hints(target)
     return typing.get_type_hints(target.__init__)

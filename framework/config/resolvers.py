@@ -1,4 +1,4 @@
-"""Resolvers for config files: paths inside installed distributions, and names of sweeps. Locates the conf folder."""
+"""Resolvers for config files: paths of files, and names of sweeps. Locates the conf folder."""
 
 import hashlib
 import importlib.metadata
@@ -63,6 +63,11 @@ def package_file(path: str) -> str:
     return str(Path(framework.__file__).resolve().parent / path)
 
 
+def first_file(*paths: str) -> str:
+    """Returns the first of several paths that exists; the first one if none exists."""
+    return next((path for path in paths if Path(path).exists()), paths[0])
+
+
 def sweep_name(overrides: Sequence[str]) -> str:
     """Names a sweep by the overrides that all its jobs share and by its swept keys.
 
@@ -84,5 +89,6 @@ def sweep_name(overrides: Sequence[str]) -> str:
 def register_resolvers() -> None:
     """Registers the resolvers with OmegaConf. Repeated calls have no further effect."""
     OmegaConf.register_new_resolver("sweep_name", sweep_name, replace=True)
+    OmegaConf.register_new_resolver("first_file", first_file, replace=True)
     OmegaConf.register_new_resolver("distribution_file", distribution_file, replace=True)
     OmegaConf.register_new_resolver("package_file", package_file, replace=True)

@@ -58,6 +58,7 @@ class TrainerConfig:
 
     val_every_n_steps: int | None = None
     probe_every_n_steps: int | None = None
+    evaluate_test: bool = False
     log_every_n_steps: int = 10
     report_examples: int | None = 20
     report_explanations: int = 32
@@ -244,6 +245,34 @@ class TrialConfig:
 
 
 @dataclass(frozen=True)
+class BenchmarkConfig:
+    """Place of a run in a benchmark of several tasks, whose sweep prints a table of scores.
+
+    Attributes:
+        name: Name of the benchmark.
+        task: Name of the task.
+        metrics: Metrics that are the score of the task, such as `val/accuracy`, by their names in the table.
+        starts_from: Task of the same sweep from whose run this one starts; null: the run starts from `init_from`.
+        in_average: True if the average over tasks includes this task.
+        published: Published averages by name of the model.
+    """
+
+    name: str
+    task: str
+    metrics: dict[str, str]
+    starts_from: str | None = None
+    in_average: bool = True
+    published: dict[str, float] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if not self.metrics:
+            raise ConfigError(
+                f"benchmark.metrics of {self.task} is empty. A task needs a score. Name a metric, for example "
+                "{accuracy: val/accuracy}."
+            )
+
+
+@dataclass(frozen=True)
 class TrainConfig:
     """Settings of `framework.train`, one field per config group.
 
@@ -266,6 +295,7 @@ class TrainConfig:
             processes.
         phases: Changes of each phase by its name (`framework.config.phases`); empty: the run has no phases.
         phase: Name of the phase whose settings these are; None: the run has no phases. Set when a run is assembled.
+        benchmark: Place of the run in a benchmark, see conf/experiment/glue.yaml; null: none.
         trial: Trial of a search, which sets this key, see conf/hydra/sweeper/optuna.yaml; null: no search.
     """
 
@@ -292,6 +322,7 @@ class TrainConfig:
     augmentation: Component | None = field(default=None, metadata={"supplied": ("pairs_folder",)})
     privacy: PrivacySettings | None = None
     probes: dict[str, ProbeSettings] = field(default_factory=dict)
+    benchmark: BenchmarkConfig | None = None
     trial: TrialConfig | None = None
     phases: dict[str, Any] = field(default_factory=dict)
     phase: str | None = None

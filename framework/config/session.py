@@ -241,6 +241,7 @@ def build_run_trainer(run: AssembledRun, info: ProcessInfo, device_type: str) ->
             None if settings.trial is None else StudyTrial(Path(settings.trial.folder), settings.trial.number),
         ),
         phase=phase.phase.name,
+        evaluates_test=settings.trainer.evaluate_test,
     )
     return build_trainer(
         build_strategy(

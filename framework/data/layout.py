@@ -121,6 +121,14 @@ def lay_out(
     return Layout(input_ids, lengths, token_type_ids, cutting, kept_texts)
 
 
+def window_firsts(num_tokens: int, room: int, stride: int) -> range:
+    """Returns the index of the first token of each window of `room` tokens over a text, at least one.
+
+    A window begins every `stride` tokens until one reaches the end of the text.
+    """
+    return range(0, max(num_tokens - room, 0) + stride, stride)
+
+
 def truncate_longest_first(first: np.ndarray, second: np.ndarray, room: int) -> np.ndarray:
     """Returns the lengths of pairs after truncating the longer text, one token at a time, until both fit.
 

@@ -122,6 +122,17 @@ class MacroF1(ConfusionMetric):
         return scores.sum() / (ends > 0).sum().clamp(min=1)
 
 
+class PositiveF1(ConfusionMetric):
+    """F1 = 2 TP / (2 TP + FP + FN) of the second of two classes, as for MRPC and QQP in GLUE; 0 if it never occurs."""
+
+    def __init__(self) -> None:
+        super().__init__(num_labels=2)
+
+    def value(self, matrix: Tensor) -> Tensor:
+        """Returns F1 in [0, 1]."""
+        return 2 * matrix[1, 1] / (matrix[1].sum() + matrix[:, 1].sum()).clamp(min=1)
+
+
 class Matthews(ConfusionMetric):
     """Matthews' correlation for any number of classes: R_K of Gorodkin 2004 (Comput. Biol. Chem. 28, eq. 8).
 

@@ -11,6 +11,7 @@ from torch.distributed.device_mesh import DeviceMesh
 from typing_extensions import override
 
 from framework.batch import PackedBatch, StepBatch
+from framework.data.planning.plan import StepPlan
 from framework.distributed.parallel.activation_checkpoint import KEEP_ALL, ActivationCheckpointing
 from framework.distributed.parallel.compile import CompileBackend
 from framework.distributed.parallel.materialization import materialize, use_sparse_gradients
@@ -193,11 +194,29 @@ class EncoderModule(pl.LightningModule):
     def validation_step(self, batch: StepBatch, batch_idx: int) -> None:
         """Evaluates one step of the split, without gradients and dropout."""
         assert self._evaluation is not None
+        self._evaluate_step(self._evaluation, batch)
+
+    def _evaluate_step(self, evaluation: SplitEvaluation, batch: StepBatch) -> None:
         passes = self.runner.passes(batch.step)
         for passes.number, micro_batch in enumerate(batch.to(self.device, non_blocking=True).micro_batches, start=1):
             outputs, contribution = passes.forward(micro_batch, None)
-            self._evaluation.update(outputs, contribution, micro_batch)
-        self._evaluation.end_step()
+            evaluation.update(outputs, contribution, micro_batch)
+        evaluation.end_step()
+
+    def evaluate(self, plan: StepPlan, rank: int) -> dict[str, float]:
+        """Returns loss and metrics of a split by name, with the weights used for validation.
+
+        Collective: all ranks must call.
+
+        Args:
+            plan: Plan of the split.
+            rank: Data-parallel rank of this process.
+        """
+        evaluation = SplitEvaluation(self.task, plan.source, self.device, self._strategy.mesh)
+        with self.validated_weights(), torch.no_grad():
+            for step in range(len(plan)):
+                self._evaluate_step(evaluation, StepBatch(step, 0, tuple(plan.batches(step, rank))))
+            return evaluation.compute()
 
     @override
     def on_validation_epoch_end(self) -> None:

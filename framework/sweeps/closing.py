@@ -9,6 +9,7 @@ from rich.measure import Measurement
 from rich.table import Table
 
 from framework.errors import SweepError
+from framework.sweeps.benchmark import benchmark_of, benchmark_table, published_lines, scores_of
 from framework.sweeps.outcome import Outcome
 from framework.sweeps.plan import SEED, Sweep, short_keys
 from framework.sweeps.results import CSV_FILE, fold_seeds, metric_label, objective, write_results
@@ -59,10 +60,16 @@ def close_sweep(sweep: Sweep, outcomes: Mapping[str, Outcome], console: Console)
 
 
 def print_results(sweep: Sweep, records: Sequence[Mapping[str, Any]], console: Console) -> None:
-    """Prints the table of all jobs, the table of means over seeds, and the path of the results."""
+    """Prints the table of all jobs, that of means over seeds, that of a benchmark, and the path of the results."""
     _print_untruncated(console, jobs_table(sweep, records))
     if SEED in sweep.keys:
         _print_untruncated(console, seeds_table(sweep, fold_seeds(records)))
+    benchmark = benchmark_of(sweep.jobs)
+    if benchmark is not None:
+        rows = scores_of(records, sweep.jobs)
+        _print_untruncated(console, benchmark_table(benchmark["name"], rows, sweep.missing))
+        for line in published_lines(benchmark, rows):
+            print_line(line, console)
     results = f"sweep folder  {sweep.folder}: {SWEEP_FILE}, {CSV_FILE}, and a run folder for each job"
     print_line(results, console)
 

@@ -3,6 +3,7 @@
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 
 from hydra.core.utils import JobReturn
@@ -12,9 +13,11 @@ from omegaconf import DictConfig
 from rich.console import Console
 
 from framework.config.hydra_seams import write_no_sweep_config
+from framework.sweeps.benchmark import with_starts, without_missing_files
 from framework.sweeps.closing import close_sweep
 from framework.sweeps.outcome import Outcome
-from framework.sweeps.plan import Job, Sweep, plan_sweep
+from framework.sweeps.plan import Job, Sweep, check_folders, plan_sweep
+from framework.sweeps.results import print_progress
 from framework.sweeps.start import check_jobs, check_start, first_outcomes, sweep_lock
 from framework.tracking.console import open_console
 
@@ -85,6 +88,8 @@ class SweepLauncher(Launcher):
             self._check(job_overrides, console)
             return []
         sweep = self.plan(job_overrides)
+        for line in sweep.notes:
+            print_progress(console, sweep, line)
         with sweep_lock(sweep.folder) as lock:
             outcomes = first_outcomes(sweep)
             check_jobs(_waiting(sweep, outcomes), self.processes_of_a_job)
@@ -99,11 +104,18 @@ class SweepLauncher(Launcher):
             check_jobs(missing, self.processes_of_a_job)
         finally:
             self.traces.remove()
+        for line in sweep.notes:
+            print_progress(console, sweep, line)
         console.print(f"check passed for {len(missing)} of {len(sweep.jobs)} jobs; nothing was started")
 
     def plan(self, job_overrides: Sequence[Sequence[str]]) -> Sweep:
-        """Plans and checks the jobs; see `plan_sweep`."""
-        return plan_sweep(self.config, self.context, job_overrides, self.processes_of_a_job)
+        """Plans and checks the jobs; see `plan_sweep` and `framework.sweeps.benchmark`."""
+        sweep = plan_sweep(self.config, self.context, job_overrides, self.processes_of_a_job)
+        present, missing = without_missing_files(sweep.jobs)
+        jobs, starts = with_starts(present)
+        check_folders(jobs)
+        notes = [*(f"{task} is left out, because {file} does not exist" for task, file in missing.items()), *starts]
+        return replace(sweep, jobs=tuple(jobs), missing=missing, notes=tuple(notes))
 
     @property
     @abstractmethod

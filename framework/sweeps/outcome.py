@@ -2,6 +2,7 @@
 
 import re
 import signal
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -110,6 +111,18 @@ def _reason(job: Job, before: FolderState) -> tuple[str | None, str | None]:
         stream.seek(before.output)
         lines = [line.strip() for line in stream.read().decode(errors="replace").splitlines() if line.strip()]
     return next((line for line in lines if _OWN_ERROR.match(line)), None), lines[-1] if lines else None
+
+
+def failed_start(job: Job, outcomes: Mapping[str, Outcome]) -> Outcome | None:
+    """Returns the outcome of a job that cannot start because the run from which it starts failed; None if it can."""
+    if job.starts_from is None or outcomes[job.starts_from].state != "failed":
+        return None
+    return Outcome("failed", f"it starts from {job.starts_from}, which failed")
+
+
+def may_start(job: Job, outcomes: Mapping[str, Outcome]) -> bool:
+    """Returns True if the job from whose run this one starts has finished, or if it waits for no job."""
+    return job.starts_from is None or outcomes[job.starts_from].state in DONE
 
 
 def describe_exit(exit_code: int) -> str:

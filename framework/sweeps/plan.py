@@ -4,7 +4,7 @@ import hashlib
 import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +42,8 @@ class Job:
         config: Resolved config with its secrets; not to be saved.
         best_mode: "min" or "max": direction in which the task's own metric improves.
         composed: Config before interpolations were resolved, which masks what is saved; None: nothing is saved.
+        starts_from: Id of the job from whose run this one starts, after it has finished; None: it waits for no job.
+        checked_init: Value of `init_from` with which a job with `starts_from` is checked before that run exists.
     """
 
     folder: Path
@@ -50,6 +52,8 @@ class Job:
     config: Mapping[str, Any]
     best_mode: str = "min"
     composed: DictConfig | None = None
+    starts_from: str | None = None
+    checked_init: str | None = None
 
     @property
     def id(self) -> str:
@@ -72,12 +76,16 @@ class Sweep:
     Attributes:
         folder: Folder of the run folders and the results, named like the sweep.
         keys: Swept keys.
-        jobs: Jobs in the order of Hydra's sweeper.
+        jobs: Jobs in the order of Hydra's sweeper; those that start from the run of another one come after it.
+        missing: Missing file of each task of a benchmark that is left out.
+        notes: Lines about the plan.
     """
 
     folder: Path
     keys: tuple[str, ...]
     jobs: tuple[Job, ...]
+    missing: Mapping[str, str] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
 
     @property
     def name(self) -> str:
@@ -88,7 +96,7 @@ class Sweep:
 def plan_sweep(
     config: DictConfig, context: HydraContext, job_overrides: Sequence[Sequence[str]], world_size: int
 ) -> Sweep:
-    """Plans the jobs and checks the config of each before any of them starts.
+    """Plans the jobs and checks the config of each before any of them starts. `check_folders` checks their folders.
 
     Args:
         config: Config of the sweep.
@@ -98,7 +106,7 @@ def plan_sweep(
 
     Raises:
         ConfigError: The name of the sweep folder is no valid prefix of run ids; a job sets `run.id`; two jobs are the
-            same; the config of a job is invalid; or its run folder belongs to another config.
+            same; or the config of a job is invalid.
     """
     folder = Path(config.hydra.sweep.dir)
     if not _NAME.fullmatch(folder.name):
@@ -148,8 +156,6 @@ def _plan_job(
     job = Job(run, values, (*own, *_hydra_overrides(config)), resolved, composed=composed)
     try:
         settings = build_settings(resolved, world_size)
-        if (run / CONFIG_FILE).is_file():
-            _check_folder(job)
         return replace(job, best_mode=settings.task.build().best_mode)
     except ConfigError as error:
         raise ConfigError(f"The job {job} cannot run: {error}") from error
@@ -204,8 +210,21 @@ def command_flags(config: DictConfig) -> list[str]:
     return flags if name == "train" else [*flags, "--config-name", name]
 
 
+def check_folders(jobs: Sequence[Job]) -> None:
+    """Checks that the run folders that exist belong to the jobs.
+
+    Raises:
+        ConfigError: A run folder belongs to a run with another config.
+    """
+    for job in jobs:
+        if (job.folder / CONFIG_FILE).is_file():
+            try:
+                _check_folder(job)
+            except ConfigError as error:
+                raise ConfigError(f"The job {job} cannot run: {error}") from error
+
+
 def _check_folder(job: Job) -> None:
-    """Raises ConfigError if the run folder belongs to a run with another config."""
     saved = read_config(job.folder)
     assert job.composed is not None
     config = masked(job.composed, job.config)

@@ -10,6 +10,7 @@ from typing import Any
 from rich.console import Console
 
 from framework.files import write_atomic
+from framework.sweeps.benchmark import benchmark_of, scores_of
 from framework.sweeps.outcome import Outcome, output_file
 from framework.sweeps.plan import SEED, Job, Sweep
 from framework.tracking.console import print_line
@@ -44,7 +45,7 @@ def record(job: Job, outcome: Outcome) -> dict[str, Any]:
         "steps": summary.get("steps"),
         "tokens_per_second": summary.get("tokens_per_second"),
         "wall_seconds": summary.get("wall_seconds"),
-        "metrics": {key: value for key, value in last.items() if key.startswith("val/")},
+        "metrics": {key: value for key, value in last.items() if key.startswith(("val/", "test/"))},
     }
 
 
@@ -91,13 +92,15 @@ def write_results(sweep: Sweep, outcomes: Mapping[str, Outcome], ended: str) -> 
         Records of all jobs.
     """
     records = [record(job, outcomes[job.id]) for job in sweep.jobs]
-    content = {
+    content: dict[str, Any] = {
         "name": sweep.name,
         "ended": ended,
         "swept": list(sweep.keys),
         "jobs": records,
         "seeds": fold_seeds(records) if SEED in sweep.keys else [],
     }
+    if benchmark_of(sweep.jobs) is not None:
+        content["tasks"], content["missing"] = scores_of(records, sweep.jobs), dict(sweep.missing)
     write_atomic(sweep.folder / SWEEP_FILE, json.dumps(content, indent=2) + "\n")
     write_atomic(sweep.folder / CSV_FILE, _as_csv(sweep, records))
     return records

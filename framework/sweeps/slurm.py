@@ -115,14 +115,15 @@ class SlurmLauncher(SweepLauncher):
         numbers = {}
         for job in missing:
             if job.id not in known:
-                known[job.id] = self._submit(sweep, job)
+                known[job.id] = self._submit(sweep, job, known.get(job.starts_from or ""))
                 print_progress(console, sweep, f"submitted {job} as job {known[job.id]}; {output_file(job)}")
             numbers[job.id] = known[job.id]
             outcomes[job.id] = Outcome("pending")
         write_results(sweep, outcomes, "running")
         return numbers
 
-    def _submit(self, sweep: Sweep, job: Job) -> int:
+    def _submit(self, sweep: Sweep, job: Job, after: int | None) -> int:
+        """Submits a job, which starts after the job with the number `after` has succeeded."""
         logs = job.folder.absolute() / LOGS_FOLDER
         logs.mkdir(parents=True, exist_ok=True)
         before = folder_state(job)
@@ -140,12 +141,14 @@ class SlurmLauncher(SweepLauncher):
             self.before,
         )
         write_private(script, text)  # the command line may hold secrets
-        number = submit([*self._options(job, output_file(job).absolute()), str(script)], tracking_variables(sweep, job))
+        number = submit(
+            [*self._options(job, output_file(job).absolute(), after), str(script)], tracking_variables(sweep, job)
+        )
         record = {"job": number, "before": asdict(before)}
         _job_file(job).write_text(json.dumps(record) + "\n", encoding="utf-8")
         return number
 
-    def _options(self, job: Job, output: Path) -> list[str]:
+    def _options(self, job: Job, output: Path, after: int | None) -> list[str]:
         """Returns the options of sbatch for a job."""
         values = {
             "job-name": job.id,
@@ -157,6 +160,8 @@ class SlurmLauncher(SweepLauncher):
             "gpus-per-node": self.gpus_per_node,
             "time": self.time,
             "signal": f"B:USR1@{self.save_seconds}",
+            "dependency": None if after is None else f"afterok:{after}",
+            "kill-on-invalid-dep": None if after is None else "yes",
         }
         return [
             "--requeue",

@@ -85,8 +85,11 @@ def check_jobs(jobs: Sequence[Job], processes: int) -> None:
     """
     assembled: dict[str, AssembledRun] = {}
     for job in jobs:
-        reading = {key: value for key, value in flatten(job.config).items() if key.split(".")[0] not in _READ_NO_FILE}
-        text, config = json.dumps(reading, sort_keys=True, default=str), {**job.config, "check": True}
+        config = {**job.config, "check": True}
+        if job.starts_from is not None:  # the run may not exist yet
+            config["init_from"] = job.checked_init
+        reading = {key: value for key, value in flatten(config).items() if key.split(".")[0] not in _READ_NO_FILE}
+        text = json.dumps(reading, sort_keys=True, default=str)
         try:
             if text in assembled:
                 settings = build_settings(config, processes)

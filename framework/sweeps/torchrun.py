@@ -20,7 +20,16 @@ from framework.distributed.processes.stop_signals import StopSignals
 from framework.errors import ConfigError
 from framework.machine import usable_cores
 from framework.sweeps.launcher import SweepLauncher
-from framework.sweeps.outcome import FolderState, Outcome, classify_exit, describe_exit, folder_state, output_file
+from framework.sweeps.outcome import (
+    FolderState,
+    Outcome,
+    classify_exit,
+    describe_exit,
+    failed_start,
+    folder_state,
+    may_start,
+    output_file,
+)
 from framework.sweeps.plan import Job, Sweep, command_flags
 from framework.sweeps.results import print_progress, progress_line, write_results
 from framework.sweeps.start import check_positive_integers, tracking_variables
@@ -129,16 +138,31 @@ class _Children:
                     self._send(signal.SIGTERM)
                     self.is_signalled = True
                 free = [slot for slot in range(self.launcher.jobs_at_once) if slot not in self.running]
-                if waiting and free and not self.is_signalled:
-                    job = waiting.popleft()
+                job = None if self.is_signalled or not free else self._take(waiting, console)
+                if job is not None:
                     self.running[free[0]] = self._start(job, free[0])
                     print_progress(console, self.sweep, f"started   {job}; {output_file(job)}")
                     continue
+                if not self.running and not self.is_signalled:
+                    break  # the rest starts from jobs that were preempted
                 self._collect(console)
                 time.sleep(_POLL_SECONDS)
         finally:
             self._send(signal.SIGTERM)
             signals.restore()
+
+    def _take(self, waiting: deque[Job], console: Console) -> Job | None:
+        """Removes and returns the first job that may start, if there is one. Jobs whose start failed fail too."""
+        for job in list(waiting):
+            failed = failed_start(job, self.outcomes)
+            if failed is not None:
+                waiting.remove(job)
+                self.outcomes[job.id] = failed
+                print_progress(console, self.sweep, progress_line(job, failed, 0.0))
+        ready = next((job for job in waiting if may_start(job, self.outcomes)), None)
+        if ready is not None:
+            waiting.remove(ready)
+        return ready
 
     def _start(self, job: Job, slot: int) -> _Child:
         before = folder_state(job)

@@ -234,6 +234,8 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, required=True)
     parser.add_argument("--batch", type=int, required=True)
     parser.add_argument("--lr", type=float, required=True)
+    parser.add_argument("--schedule", default="linear", help="as transformers names it")
+    parser.add_argument("--warmup", type=float, default=0.06, help="share of the steps")
     parser.add_argument("--seed", type=int, required=True)
     parser.add_argument("--max-steps", type=int, default=-1)
     parser.add_argument("--bf16", action="store_true")
@@ -257,7 +259,8 @@ def main() -> None:
             num_train_epochs=given.epochs,
             max_steps=given.max_steps,
             learning_rate=given.lr,
-            warmup_steps=round(0.06 * steps),
+            lr_scheduler_type=given.schedule,
+            warmup_steps=round(given.warmup * steps),
             weight_decay=0.01,
             adam_beta2=0.98,
             adam_epsilon=1e-6,

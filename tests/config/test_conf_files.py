@@ -46,6 +46,8 @@ EXPERIMENTS = sorted(path.stem for path in FILES if path.parent.name == "experim
 # Data whose keys are not those of a table.
 EXPERIMENT_OF_DATA = {"parallel_text": "finetune_translation", "interactions": "finetune_recommendation"}
 PLUGINS = {"slurm": SlurmLauncher, "torchrun": TorchrunLauncher, "optuna": OptunaSweeper}
+BENCHMARKS = {"/glue", "/clue"}
+"""Groups with a file for each task of a benchmark, whose experiment has the same name."""
 PUBLISHED_RECIPES = (
     *("bert_base", "cramming", "modernbert_base", "modernbert_large", "mosaicbert", "neobert", "electra_small"),
     *("ettin_17m", "ettin_32m", "ettin_68m", "ettin_150m", "ettin_400m", "ettin_1b"),
@@ -67,6 +69,8 @@ NEEDS = {
     "vocabulary/extended": ["vocabulary.path=x"],
     "experiment/continue_pretraining": ["init_from=x"],
     "experiment/extend_vocabulary": ["init_from=x"],
+    "experiment/glue": ["init_from=x"],
+    "experiment/clue": ["init_from=x"],
     **{f"experiment/pretrain_{name}": ["data.store=x"] for name in PUBLISHED_RECIPES},
     "corpus/text": ["corpus.sources.text.files=x.txt"],
     "corpus/table": ["corpus.sources.table.files=x.csv"],
@@ -111,9 +115,11 @@ def test_the_number_of_files_is_known():
         "adapter": 2,
         "audit": 10,
         "augmentation": 9,
+        "clue": 7,
         "corpus": 6,
         "data": 18,
-        "experiment": 41,
+        "experiment": 43,
+        "glue": 9,
         "hydra": 3,
         "logger": 5,
         "model": 18,
@@ -157,7 +163,8 @@ def test_no_experiment_repeats_a_default_of_training(file):
 
 def groups_of(file: Path) -> list[dict[str, str]]:
     config = OmegaConf.to_container(OmegaConf.load(file))
-    return [each for each in config["defaults"] if isinstance(each, dict)]
+    # The tasks of a benchmark are groups that no other experiment has.
+    return [each for each in config["defaults"] if isinstance(each, dict) and not BENCHMARKS & {*each}]
 
 
 @pytest.mark.parametrize("file", FILES, ids=name_of)
@@ -182,6 +189,8 @@ def test_every_file_composes_checks_and_builds(file):
     elif name == "data/of_run":
         data = resolve_config(composed("evaluate", "run=x"))["data"]
         assert "test" in data and not any(data.values())
+    elif f"/{group}" in BENCHMARKS:
+        check_settings(composed("train", f"experiment={group}", f"{group}={option}", "init_from=x"))
     elif group == "experiment":
         check_settings(composed("train", f"experiment={option}", *needs))
     else:

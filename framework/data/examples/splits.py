@@ -142,6 +142,7 @@ class SplitFiles:
         personal_data_regions: Regions whose national phone numbers and identity numbers are found, as in `Detection`;
             empty: `framework.data.personal_data.kinds.REGIONS`.
         personal_data_names: File of names to find, one per line; None: no names.
+        folder: Folder from which a config composes the paths of its files. Files are read by their paths alone.
         masking: Masking of the texts, which `with_masks` sets.
         unit_column: Column of the privacy unit of each row of `train`, which `with_units` sets.
     """
@@ -161,6 +162,7 @@ class SplitFiles:
     personal_data_kinds: list[str] = field(default_factory=list)
     personal_data_regions: list[str] = field(default_factory=list)
     personal_data_names: str | None = None
+    folder: str | None = None
 
     def __post_init__(self) -> None:
         check_fractions(self.validation_fraction, self.test_fraction)

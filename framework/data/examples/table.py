@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Literal
 
 from framework.data.canaries import CanarySettings, draw_canaries, draw_labels, in_copies
-from framework.data.examples.answers import Answer, AnswerKind, one_label, read_cell, require_text
+from framework.data.examples.answers import Answer, AnswerKind, one_label, parse_list, read_cell, require_text
 from framework.data.examples.splits import FileRecords, ReadSplits, SplitFiles, same_text
 from framework.data.personal_data.masking import TextMasking
 from framework.data.reading.files import Reading
@@ -77,6 +77,7 @@ class TableData(SplitFiles):
             are.
         canaries: Number of canaries among the training rows (`framework.data.canaries`), with `split_seed`; 0: none.
         canary_repeats: Numbers of their copies, which they take in turn.
+        list_separator: Text between the items of a text that is a list in JSON; None: lists of texts are bad rows.
         format: Format of the files; None: the defaults of TableFormat.
         on_bad_row: Handling of a bad row: "error", or "skip", which counts it. A row is bad if it is broken, if a text
             or its label is empty, or if its label is not in the label set or is not the number that the task needs.
@@ -91,6 +92,7 @@ class TableData(SplitFiles):
     balance: Literal["group"] | None = None
     canaries: int = 0
     canary_repeats: list[int] = field(default_factory=lambda: [1, 4, 16])
+    list_separator: str | None = None
     format: TableFormat | None = None
     on_bad_row: Literal["error", "skip"] = "error"
 
@@ -197,6 +199,7 @@ class TableData(SplitFiles):
         where = {column: str(value) for column, value in (self.where or {}).items()}
         fields = list(self.field_columns.values())
         lists = [self.label_column] if answers.has_several else []
+        lists += fields if self.list_separator is not None else []
         rows = []
         columns = list(dict.fromkeys([*fields, self.label_column, *where, *self.group_columns]))
         for row in read_rows(path, columns, reading, self.format, lists):
@@ -214,6 +217,8 @@ class TableData(SplitFiles):
     def _labelled(
         self, location: str, values: Mapping[str, str], fields: list[str], answers: AnswerKind
     ) -> LabelledText:
+        if self.list_separator is not None:
+            values = dict(values) | {column: _joined(values[column], self.list_separator) for column in fields}
         for column in fields if answers.has_several else (*fields, self.label_column):
             require_text(location, column, values[column])
         answer = read_cell(location, self.label_column, values[self.label_column], answers.read)
@@ -227,6 +232,12 @@ class TableData(SplitFiles):
         labels = read.collect_labels(lambda row: answers.labels(row.label), answers.outside)
         are_integers = all(label.removeprefix("-").isdecimal() for label in labels)
         return tuple(sorted(labels, key=lambda label: (int(label) if are_integers else 0, label)))
+
+
+def _joined(cell: str, separator: str) -> str:
+    """Joins the items of a JSON list; returns any other cell unchanged."""
+    items = parse_list(cell)
+    return cell if items is None else separator.join(str(item) for item in items)
 
 
 def _check_several_answers(rows: list[LabelledText]) -> None:

@@ -157,7 +157,8 @@ def check_columns(
     for column in requested:
         if column not in present:
             raise DataError(
-                f"{path}, {location}: no column {column!r} among {list(present)}{reason}. Name one of these."
+                f"{path}, {location}: no column {column!r} among {list(present)}{reason}. The columns "
+                f"{list(requested)} are read. Name columns of the file."
             )
         if present.count(column) > 1:
             raise DataError(

@@ -15,6 +15,7 @@ from framework import ragged
 from framework.batch import IGNORE_INDEX
 from framework.data.facts import Cutting
 from framework.data.flat_source import FlatSource, FlatTarget
+from framework.data.layout import window_firsts
 from framework.data.tokenization.tokenizer import Tokenizer
 from framework.errors import ConfigError, DataError
 from framework.tasks.question_answering.data import Question
@@ -171,11 +172,6 @@ def _cut_questions(question_ids: Sequence[np.ndarray], max_length: int) -> Cutti
     lengths = np.array([len(ids) for ids in question_ids], dtype=np.int64)
     lost = np.maximum(lengths - max_length, 0)
     return Cutting(max_length, len(question_ids), int((lost > 0).sum()), int(lengths.sum()), int(lost.sum()))
-
-
-def window_firsts(num_tokens: int, room: int, stride: int) -> range:
-    """Returns the index of the first token of each window of `room` tokens over a context, at least one."""
-    return range(0, max(num_tokens - room, 0) + stride, stride)
 
 
 def answer_tokens(question: Question, passage: Passage) -> tuple[int, int] | None:

@@ -1,6 +1,7 @@
 """Reads JSON rows with two entities and their relation: tokens or a text, and the positions of both entities.
 
-Sources: FewRel (Han et al. 2018, arXiv:1810.10147), TACRED (Zhang et al. 2017), and the files of OpenNRE.
+Sources: CLUE (Xu et al. 2020, arXiv:2004.05986), FewRel (Han et al. 2018, arXiv:1810.10147), TACRED (Zhang et al.
+2017), and the files of OpenNRE.
 """
 
 import unicodedata
@@ -21,6 +22,7 @@ _TEXTS = ("text", "sentence")
 _RELATION = "relation"
 # Keys of the first and the second entity.
 _PAIRS = (("h", "t"), ("head", "tail"))
+_TARGET = "target"
 _TACRED = (("subj_start", "subj_end"), ("obj_start", "obj_end"))
 
 
@@ -35,6 +37,7 @@ def read_relation_json(table: TableFile, text_column: str, label_column: str | N
     - `tokens` (or `token`) and TACRED's `subj_start`, `subj_end`, `obj_start`, `obj_end`: the first and the last
       token.
     - `text_column`, `text` or `sentence`, and `h`, `t` as above, in characters.
+    - The same texts and CLUE's `target` with `span1_text`, `span1_index`, `span2_text` and `span2_index`.
 
     Args:
         table: The file.
@@ -70,6 +73,9 @@ def _row(location: str, row: JsonValue, table: TableFile, text_column: str, labe
 
 def _marked(location: str, row: Mapping[str, Any], text_column: str, text_key: str | None) -> MarkedText:
     tokens_key = next((key for key in _TOKENS if key in row), None)
+    target = row.get(_TARGET)
+    if tokens_key is None and isinstance(target, dict):
+        row = {**row, **_clue_entities(target)}
     names = next((pair for pair in _PAIRS if pair[0] in row and pair[1] in row), None)
     if tokens_key is None and text_key is None:
         raise DataError(
@@ -106,6 +112,16 @@ def _marked(location: str, row: Mapping[str, Any], text_column: str, text_key: s
     )
     first, second = ((starts[start], starts[end - 1] + len(tokens[end - 1])) for start, end in spans)
     return mark_entities(location, text, first, second)
+
+
+def _clue_entities(target: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the entities of CLUE's `target` as `h` and `t`."""
+    entities = {}
+    for name, number in (("h", 1), ("t", 2)):
+        start, text = target.get(f"span{number}_index"), target.get(f"span{number}_text")
+        is_known = type(start) is int and isinstance(text, str)
+        entities[name] = [start, start + len(text)] if is_known else target  # type: ignore[operator, arg-type]
+    return entities
 
 
 def _span(location: str, name: str, value: Any, length: int, unit: str) -> Span:

@@ -11,6 +11,7 @@ from framework.errors import check_choice
 from framework.models.config import EncoderConfig
 from framework.nn.dropout import HashedDropout
 from framework.tasks.pooling import POOLINGS, Pooler, Pooling, PredictionTransform, family_transform
+from framework.tasks.sequence_classification.windows import WindowPooling, pool_windows
 
 PROJECTIONS = ("family", "none")
 
@@ -45,6 +46,9 @@ class SequenceClassificationHead(nn.Module):
         classifier: Linear layer from hidden to labels.
         pooler: Projection of all other families.
         transform: Projection of ModernBERT.
+
+    Attributes:
+        window_pooling: Combination of the scores of a text's windows, "mean" or "max"; None: each sequence is a text.
     """
 
     def __init__(
@@ -61,6 +65,7 @@ class SequenceClassificationHead(nn.Module):
         self.transform = transform
         self.dropout = dropout
         self.classifier = classifier
+        self.window_pooling: WindowPooling | None = None
 
     def forward(
         self, hidden_states: Tensor, batch: PackedBatch, dropout_keys: Tensor | None = None
@@ -73,7 +78,7 @@ class SequenceClassificationHead(nn.Module):
             dropout_keys: (tokens,) int64; the key of a sequence is that of its first token. None disables dropout.
 
         Returns:
-            `logits` (sequences, labels).
+            `logits` (sequences, labels). With windows those of a text, in the row of each of its windows.
         """
         x = self.pooling(hidden_states, batch)
         if self.pooler is not None:
@@ -81,7 +86,8 @@ class SequenceClassificationHead(nn.Module):
         if self.transform is not None:
             x = self.transform(x)
         sequence_keys = None if dropout_keys is None else dropout_keys[batch.cu_seqlens[:-1]]
-        return {"logits": self.classifier(self.dropout(x, sequence_keys))}
+        logits = self.classifier(self.dropout(x, sequence_keys))
+        return {"logits": logits if self.window_pooling is None else pool_windows(logits, batch, self.window_pooling)}
 
 
 def build_sequence_classification_head(

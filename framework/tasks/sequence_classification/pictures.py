@@ -24,6 +24,7 @@ from framework.models.encoder import TransformerEncoder
 from framework.tasks.sequence_classification.features import targets_of
 from framework.tasks.sequence_classification.picture_features import lay_out_pictures
 from framework.tasks.sequence_classification.task import SequenceClassificationTask
+from framework.tasks.sequence_classification.windows import Scoring
 
 MAX_SIDE = 64
 """Most rows and most columns of patches of a picture, `EncoderConfig.patch_grid` by default."""
@@ -82,12 +83,12 @@ class ImageClassificationTask(SequenceClassificationTask):
             max_length=max_length,
             pooling=pooling,
             classifier_dropout=classifier_dropout,
-            projection="none",
             problem=problem,
             best_metric=best_metric,
             label_smoothing=label_smoothing,
             class_weights=class_weights,
             threshold=threshold,
+            scoring=Scoring(projection="none"),
         )
         # Published classifiers of pictures read no text.
         self.head_kind = "image_classification" if fusion is None else "image_text_classification"

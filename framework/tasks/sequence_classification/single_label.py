@@ -154,9 +154,12 @@ class SingleLabel(Problem):
         return self._device_weights
 
     def build_metrics(self) -> dict[str, Metric]:
-        """Builds accuracy, macro F1 and Matthews' correlation; out-of-scope labels add in-scope accuracy and AUROC."""
+        """Builds accuracy, macro F1 and Matthews' correlation.
+
+        Two labels add F1 of the second one. Out-of-scope labels add in-scope accuracy and AUROC.
+        """
         # torchmetrics takes seconds to import, and predictions need no metrics.
-        from framework.metrics.classification import Accuracy, MacroF1, Matthews
+        from framework.metrics.classification import Accuracy, MacroF1, Matthews, PositiveF1
         from framework.metrics.paired import Auroc
 
         num_labels = len(self.labels)
@@ -165,6 +168,8 @@ class SingleLabel(Problem):
             "macro_f1": MacroF1(num_labels),
             "matthews": Matthews(num_labels),
         }
+        if num_labels == 2:
+            metrics["f1"] = PositiveF1()
         if self.out_of_scope_label is not None:
             metrics |= {"in_scope_accuracy": Accuracy(), "out_of_scope_auroc": Auroc()}
         return metrics
@@ -172,8 +177,9 @@ class SingleLabel(Problem):
     def update_metrics(self, metrics: Mapping[str, Metric], logits: Tensor, batch: PackedBatch) -> None:
         """Adds one micro-batch."""
         labels = batch.targets["labels"]
-        for name in ("accuracy", "macro_f1", "matthews"):
-            metrics[name].update(logits, labels)
+        for name in ("accuracy", "macro_f1", "matthews", "f1"):
+            if name in metrics:
+                metrics[name].update(logits, labels)
         if self.out_of_scope_label is not None:
             outside = batch.targets["out_of_scope"]
             metrics["in_scope_accuracy"].update(logits, torch.where(outside == 1, IGNORE_INDEX, labels))

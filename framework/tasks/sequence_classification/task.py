@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from torch import Tensor, nn
 
 from framework.batch import PackedBatch
+from framework.data.examples.answers import Answer
 from framework.data.examples.table import LabelledText, TableData
 from framework.data.facts import SplitFacts, range_of, with_facts
 from framework.data.flat_source import FlatSource
@@ -20,13 +21,19 @@ from framework.errors import ConfigError, check_choice
 from framework.models.config import EncoderConfig
 from framework.models.encoder import TransformerEncoder
 from framework.tasks.examination import Examination, ItemResults, default_examination
-from framework.tasks.explanation import Explained
+from framework.tasks.explanation import Explained, TokenSpans
 from framework.tasks.pooling import check_pooled_scores
 from framework.tasks.sequence_classification.decode import chosen_scores
-from framework.tasks.sequence_classification.features import GROUPS, LOSS_TERM, classification_source
+from framework.tasks.sequence_classification.features import (
+    GROUPS,
+    LOSS_TERM,
+    SequenceGroups,
+    classification_source,
+)
 from framework.tasks.sequence_classification.groups import GroupLoss, Groups
 from framework.tasks.sequence_classification.head import PROJECTIONS, build_sequence_classification_head
 from framework.tasks.sequence_classification.problems import build_problem
+from framework.tasks.sequence_classification.windows import Scoring, first_windows, locate_windows, window_source
 from framework.tasks.task import Task
 
 if TYPE_CHECKING:
@@ -43,7 +50,6 @@ class SequenceClassificationTask(Task):
             pair the longer text is truncated.
         pooling: Name in `framework.tasks.pooling`: "cls" or "mean".
         classifier_dropout: Probability of dropping a channel before the classifier.
-        projection: Projection between pooling and classifier: "family", that of the encoder's family, or "none".
         problem: "single_label", "multi_label" or "regression".
         best_metric: Metric by which checkpoints are compared: "loss" or a metric of the problem; None: the problem's
             default.
@@ -54,16 +60,18 @@ class SequenceClassificationTask(Task):
         threshold: Probability above which a label is predicted (multi_label).
         group_loss: "worst", or its settings: each group of `data.group_column` has a loss term, and the weights of the
             terms follow their losses; None: one loss term.
+        scoring: Keys `projection`, `windows` and `stride`.
 
     Attributes:
         problem_name: Name of the problem.
         groups: Groups of the data.
         problem: Problem; it knows its labels after `build_sources` or `restore`.
+        scoring: Settings of the projection and of windows over long texts.
         has_pairs: True if sequences are pairs of texts; known after `build_sources` or `restore`.
 
     Raises:
-        ConfigError: `max_length` is below 5, a name is unknown, a probability is out of its range, or a setting of
-            another problem is given.
+        ConfigError: `max_length` is below 5, `stride` does not fit it, a name is unknown, a probability is out of its
+            range, or a setting of another problem is given.
     """
 
     wraps_epochs = False
@@ -77,7 +85,6 @@ class SequenceClassificationTask(Task):
         max_length: int = 128,
         pooling: str = "cls",
         classifier_dropout: float = 0.1,
-        projection: Literal["family", "none"] = "family",
         problem: str = "single_label",
         best_metric: str | None = None,
         label_smoothing: float = 0.0,
@@ -86,13 +93,16 @@ class SequenceClassificationTask(Task):
         label_separator: str = "|",
         threshold: float = 0.5,
         group_loss: Literal["worst"] | GroupLoss | None = None,
+        scoring: Scoring = Scoring(),  # noqa: B008  it is immutable
     ) -> None:
         check_pooled_scores(max_length, pooling, classifier_dropout)
-        check_choice("task.projection", projection, PROJECTIONS)
+        check_choice("task.projection", scoring.projection, PROJECTIONS)
+        self._stride = scoring.stride_of(max_length)
         self.max_length = max_length
         self.pooling = pooling
         self.classifier_dropout = classifier_dropout
-        self.projection = projection
+        self.scoring = scoring
+        self.allows_augmentation = type(self).allows_augmentation and scoring.windows is None
         settings = {
             "label_smoothing": label_smoothing,
             "class_weights": class_weights,
@@ -133,6 +143,11 @@ class SequenceClassificationTask(Task):
         """
         table = data.with_masks(tokenizer).load(self.labels or None, self.problem.answers)
         self.has_pairs = data.pair_column is not None
+        if self.has_pairs and self.scoring.windows is not None:
+            raise ConfigError(
+                f"task.windows is {self.scoring.windows}, and data.pair_column is {data.pair_column}. Windows need one "
+                "text per row. Set task.windows=null, which truncates long pairs, or data.pair_column=null."
+            )
         self._learn_groups(table.splits, data)
         if not self.labels:
             self.problem.learn(table.labels, [row.label for row in table.splits["train"]])
@@ -184,6 +199,8 @@ class SequenceClassificationTask(Task):
         texts = [row.text for row in rows]
         pairs = [row.pair for row in rows if row.pair is not None] or None
         answers = [row.label for row in rows]
+        if self.scoring.windows is not None:
+            return self._window_source(texts, answers, tokenizer, rows if keep else (), self.groups.of_rows(rows))
         records, keeps_texts = (rows, False) if keep else ((), self.keeps_texts)
         return classification_source(
             texts,
@@ -197,22 +214,37 @@ class SequenceClassificationTask(Task):
             self.groups.of_rows(rows),
         )
 
+    def _window_source(
+        self,
+        texts: Sequence[str],
+        answers: Sequence[Answer | None],
+        tokenizer: Tokenizer,
+        records: Sequence[LabelledText] = (),
+        groups: SequenceGroups | None = None,
+    ) -> FlatSource:
+        sizes = self.max_length, self._stride
+        return window_source(texts, answers, self.problem, tokenizer, *sizes, records, groups)
+
     @property
     def fields(self) -> tuple[str, ...]:
         """Returns the field of the text, and for pairs that of the second text."""
         return ("text", "pair") if self.has_pairs else ("text",)
 
     def build_source(self, rows: Sequence[Row], tokenizer: Tokenizer) -> FlatSource:
-        """Builds one sequence per row, without a label."""
+        """Builds one sequence per row, or its windows, without a label."""
         texts = [row.values["text"] for row in rows]
+        if self.scoring.windows is not None:
+            return self._window_source(texts, [None] * len(texts), tokenizer)
         pairs = [row.values["pair"] for row in rows] if self.has_pairs else None
         return classification_source(texts, pairs, [None] * len(texts), self.problem, tokenizer, self.max_length)
 
     def build_head(self, encoder: TransformerEncoder, config: EncoderConfig) -> nn.Module:
         """Builds the head with the number of scores of the problem."""
-        return build_sequence_classification_head(
-            config, self.problem.num_scores, self.pooling, self.classifier_dropout, self.projection
+        head = build_sequence_classification_head(
+            config, self.problem.num_scores, self.pooling, self.classifier_dropout, self.scoring.projection
         )
+        head.window_pooling = self.scoring.windows
+        return head
 
     def loss_sums(self, outputs: Mapping[str, Tensor], batch: PackedBatch) -> dict[str, Tensor]:
         """Returns the problem's loss summed over sequences (`classification`), or over those of each group."""
@@ -252,6 +284,7 @@ class SequenceClassificationTask(Task):
             "pooling": self.pooling,
             "max_length": self.max_length,
             "has_pairs": self.has_pairs,
+            **({"windows": self.scoring.windows} if self.scoring.windows is not None else {}),
         }
 
     def restore(self, record: Mapping[str, Any]) -> None:
@@ -263,7 +296,12 @@ class SequenceClassificationTask(Task):
 
     def decode(self, outputs: Mapping[str, Tensor], batch: PackedBatch) -> list[dict[str, Any]]:
         """Returns the problem's prediction for each sequence, with probabilities if it has any."""
-        return self.problem.decode(outputs["logits"][: batch.num_sequences])
+        return self.problem.decode(self._item_logits(outputs, batch))
+
+    def _item_logits(self, outputs: Mapping[str, Tensor], batch: PackedBatch) -> Tensor:
+        """Returns (items, labels) logits of the real items."""
+        logits = outputs["logits"]
+        return logits[: batch.num_sequences] if self.scoring.windows is None else first_windows(logits, batch)
 
     @property
     def explained_labels(self) -> tuple[str, ...]:
@@ -285,8 +323,15 @@ class SequenceClassificationTask(Task):
 
     def explained_scores(self, outputs: Mapping[str, Tensor], batch: PackedBatch, targets: Sequence[int]) -> Tensor:
         """Returns the logit of each sequence in its column; for regression the score."""
-        del batch
-        return chosen_scores(outputs["logits"], targets)
+        return chosen_scores(self._item_logits(outputs, batch), targets)
+
+    def explained_spans(
+        self, source: FlatSource, explained: Explained, values: Mapping[str, str], tokenizer: Tokenizer
+    ) -> TokenSpans:
+        """Locates the tokens in the texts; a token in several windows has several positions with one span."""
+        if self.scoring.windows is None:
+            return super().explained_spans(source, explained, values, tokenizer)
+        return locate_windows(source, explained.item, "text", values["text"], tokenizer, self._stride)
 
     def class_table(
         self, metrics: Mapping[str, Metric], source: FlatSource, decoded: Sequence[Any]

@@ -12,7 +12,7 @@ from framework.tracking.console import open_console, print_line
 from framework.tracking.metric_names import label_in_run
 from framework.tracking.summary_file import read_summary
 
-_SHOWN_PREFIXES = ("train/", "val/", "probe/")
+_SHOWN_PREFIXES = ("train/", "val/", "test/", "probe/")
 
 
 def print_closing_table(run_folder: Path, console: Console | None = None) -> None:

@@ -39,11 +39,11 @@ def main(folder: Path) -> int:
         (folder / "logs" / "failure.json").write_text(json.dumps(FAILURE))
         summarise(folder, "failed", "ValueError (step 3): no room", 9.0)
         return 1
-    summarise(folder, "pruned" if role["does"] == "prune" else "finished", None, role["loss"])
+    summarise(folder, "pruned" if role["does"] == "prune" else "finished", None, role["loss"], role["metrics"])
     return 0
 
 
-def summarise(folder: Path, ended: str, why: str | None, loss: float) -> None:
+def summarise(folder: Path, ended: str, why: str | None, loss: float, metrics: dict[str, float] | None = None) -> None:
     summary = {
         "ended": ended,
         "why": why,
@@ -52,7 +52,7 @@ def summarise(folder: Path, ended: str, why: str | None, loss: float) -> None:
         "tokens": 4500,
         "tokens_per_second": 1500.0,
         "wall_seconds": 3.0,
-        "last": {"train/loss": 7.0, "val/loss": loss, "val/mlm_loss": loss},
+        "last": {"train/loss": 7.0, "val/loss": loss, "val/mlm_loss": loss, **(metrics or {})},
         "best_metric": "val/loss",
         "best": {"step": 10, "val/loss": loss - 0.5},
     }

@@ -34,6 +34,8 @@ class Sweeping:
 
     Attributes:
         roles: Behaviour of each job by run id; "finish" by default.
+        metrics: Further final metrics of each job by run id.
+        line: Command line, to which the overrides of a call are added.
         losses: Final loss of each job by run id; 2.0 by default.
         recorded_variables: Environment variables that each job records.
     """
@@ -42,11 +44,14 @@ class Sweeping:
     capfd: pytest.CaptureFixture[str]
     roles: dict[str, str] = field(default_factory=dict)
     losses: dict[str, float] = field(default_factory=dict)
+    metrics: dict[str, dict[str, float]] = field(default_factory=dict)
+    line: list[str] = field(default_factory=lambda: list(LINE))
     recorded_variables: tuple[str, ...] = ()
 
     def command(self, _: object, job: Job, flags: object) -> list[str]:
         role = {
             "does": self.roles.get(job.id, "finish"),
+            "metrics": self.metrics.get(job.id),
             "loss": self.losses.get(job.id, 2.0),
             "shown": self.recorded_variables,
         }
@@ -56,7 +61,7 @@ class Sweeping:
     def __call__(self, *overrides: str, folder: str | None = "runs/mine") -> Ended:
         GlobalHydra.instance().clear()
         sweep_folder = [] if folder is None else [f"hydra.sweep.dir={folder}"]
-        self.monkeypatch.setattr(sys, "argv", ["train", *LINE, *sweep_folder, *overrides])
+        self.monkeypatch.setattr(sys, "argv", ["train", *self.line, *sweep_folder, *overrides])
         code = 0
         try:
             start("framework.train")

@@ -5,12 +5,13 @@ import pytest
 from tokenizers import Encoding
 
 from framework.batch import IGNORE_INDEX
+from framework.data.layout import window_firsts
 from framework.data.planning.collate import FixedShape
 from framework.data.planning.plan import StepSequences
 from framework.data.tokenization.tokenizer import Tokenizer
 from framework.errors import DataError
 from framework.tasks.question_answering.data import Answer, Question
-from framework.tasks.question_answering.features import WindowSizes, window_firsts, window_source
+from framework.tasks.question_answering.features import WindowSizes, window_source
 
 LETTERS = "abcdefghijklmnop"
 WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *LETTERS]
