@@ -21,7 +21,7 @@ from framework.config.dry_check import print_check
 from framework.config.input_rows import read_input_rows, read_settings
 from framework.config.joined_rows import join_rows, report_bad_rows
 from framework.config.outputs import open_output
-from framework.config.prediction_files import find_writer, write_rows
+from framework.config.prediction_files import find_writer, with_columns, write_rows
 from framework.config.trained import describe_trained, open_inference, open_trained
 from framework.config.vector_files import holds_vectors
 from framework.config.vector_prediction import predict_vectors
@@ -53,7 +53,7 @@ def predict(composed: DictConfig) -> list[dict[str, Any]]:
             return []
         with open_inference(trained, settings.micro_batch_tokens, settings.precision.name) as inference:
             predictions = inference.predict(source)
-        rows = join_rows(inputs, predictions)
+        rows = with_columns(join_rows(inputs, predictions), settings.output_columns)
         if write is None:
             return rows
         write_rows(write, writer, rows)

@@ -213,6 +213,7 @@ class PredictConfig(InferenceConfig):
             them.
         output: Output file; its suffix selects JSONL, CSV, TSV or CoNLL, or for embeddings .npy or .parquet
             (`framework.config.vector_files`); null: standard output.
+        output_columns: Predicted key or kept column of each column of the output, by its name there; null: all of them.
     """
 
     input: str | None = None
@@ -225,6 +226,7 @@ class PredictConfig(InferenceConfig):
     keep_columns: Sequence[str] = ()
     on_bad_row: Literal["error", "skip"] = "error"
     output: str | None = None
+    output_columns: dict[str, str] | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()

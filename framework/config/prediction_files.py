@@ -114,6 +114,28 @@ _WRITERS: dict[str, Writer] = {
 }
 
 
+def with_columns(rows: Sequence[PredictedRow], columns: Mapping[str, str] | None) -> list[dict[str, Any]]:
+    """Returns rows with the chosen columns in their order; all columns if `columns` is None.
+
+    Args:
+        rows: Rows.
+        columns: Key of each column, by its name in the output.
+
+    Raises:
+        ConfigError: A key is not in the rows.
+    """
+    if columns is None:
+        return [dict(row) for row in rows]
+    known = dict.fromkeys(key for row in rows for key in row)
+    for name, key in columns.items():
+        if rows and key not in known:
+            raise ConfigError(
+                f"output_columns.{name} is {key}, which is none of {', '.join(known)}. It must be a predicted key or a "
+                "column of keep_columns. Name one of these."
+            )
+    return [{name: row.get(key) for name, key in columns.items()} for row in rows]
+
+
 def write_rows(write: WriteText, writer: Writer, rows: Sequence[PredictedRow]) -> None:
     """Writes rows to an opened output.
 

@@ -47,6 +47,7 @@ def run_facts(trained: Trained, folder: Path, settings: ExportConfig) -> RunFact
             base_model=start.get("base_model"),
             predicts=type(trained.task).decode is not Task.decode,
             privacy=_privacy(folder, step),
+            windows=config["task"].get("windows"),
         )
 
 

@@ -45,6 +45,7 @@ class RunFacts:
         base_model: Hugging Face Hub name of the weights that the run started from; None for other weights.
         predicts: True if `framework.predict` supports the task.
         privacy: Rows of the table on the privacy of the training rows; empty if the run was not private.
+        windows: Combination of the scores of a long text's windows; None: long texts are truncated.
     """
 
     name: str
@@ -56,6 +57,7 @@ class RunFacts:
     base_model: str | None = None
     predicts: bool = False
     privacy: Mapping[str, str] = field(default_factory=dict)
+    windows: str | None = None
 
 
 @dataclass(frozen=True)
@@ -188,6 +190,12 @@ def _usage(model: ExportedModel, facts: RunFacts) -> Iterable[str]:
             f"transformers has no class with this head. `{MODELING_FILE}` in this folder defines one, and transformers "
             "runs this file only with `trust_remote_code=True`. A pipeline accepts the same argument. Without the "
             "argument, or with another class, loading fails."
+        )
+    if facts.windows is not None:
+        yield (
+            f"The model was trained on windows of long texts, whose scores are combined ({facts.windows}). The class of "
+            "transformers does not do this: it scores one sequence, and truncates longer texts. Use "
+            "`framework.predict`, or combine the logits of the windows yourself."
         )
     if model.kind is not None:
         yield from _pipeline_usage(model.kind, trust)

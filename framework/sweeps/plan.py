@@ -20,6 +20,7 @@ from framework.config.schema import TrainConfig
 from framework.config.secrets import masked
 from framework.errors import ConfigError
 from framework.tracking.run_files import CONFIG_FILE
+from framework.tracking.run_status import named_run
 
 SEED = "seed"
 
@@ -153,12 +154,30 @@ def _plan_job(
     with open_dict(composed):
         del composed["hydra"]
     resolved = resolve_config(composed, TrainConfig, own)
+    start = named_start(resolved["init_from"], config.run.dir)
+    if start is not None:
+        own.append(f"init_from={quoted(start)}")
+        with open_dict(composed):
+            composed["init_from"] = resolved["init_from"] = start
     job = Job(run, values, (*own, *_hydra_overrides(config)), resolved, composed=composed)
     try:
         settings = build_settings(resolved, world_size)
         return replace(job, best_mode=settings.task.build().best_mode)
     except ConfigError as error:
         raise ConfigError(f"The job {job} cannot run: {error}") from error
+
+
+def named_start(source: object, runs: str) -> str | None:
+    """Returns the folder of the run that `init_from` names by its id; None if it names something else.
+
+    Jobs would not find the id, because they look for it in their own `run.dir`, the folder of the sweep.
+
+    Args:
+        source: Value of `init_from`.
+        runs: Value of `run.dir` of the sweep.
+    """
+    found = None if source is None else named_run(str(source), Path(runs))
+    return None if found is None or Path(str(source)).exists() else str(found)
 
 
 def job_id(sweep: str, values: Mapping[str, str]) -> str:
