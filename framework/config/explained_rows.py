@@ -52,6 +52,7 @@ def scored_words(attribution: Attribution, spans: TokenSpans, tokenizer: Tokeniz
     """Returns the words that an explained score depends on, each with the sum of the scores of its tokens.
 
     Adjacent tokens with the same span are one word, such as the parts of `don't` where a task tags white-space words.
+    A word that is in several windows of a text has the sum of its scores there.
 
     Args:
         attribution: Token scores of an item.
@@ -75,7 +76,24 @@ def scored_words(attribution: Attribution, spans: TokenSpans, tokenizer: Tokeniz
         else:
             rows.append(_written(spans.texts[field], own[0].start, max(span.end for span in own)))
         rows[-1] |= {"score": score} if len(spans.texts) == 1 else {"field": field, "score": score}
-    return rows
+    return _merged(rows, spans) if len(spans.texts) == 1 else rows
+
+
+def _merged(rows: list[dict[str, Any]], spans: TokenSpans) -> list[dict[str, Any]]:
+    """Merges words of one text that overlap, which only those of overlapping windows do."""
+    (text,) = spans.texts.values()
+    if not isinstance(text, str) or any(row["start"] is None for row in rows):
+        return rows
+    merged: list[dict[str, Any]] = []
+    for row in sorted(rows, key=lambda each: each["start"]):
+        last = merged[-1] if merged else None
+        if last is None or row["start"] >= last["end"]:
+            merged.append(row)
+            continue
+        end = max(last["end"], row["end"])
+        score = last["score"] + row["score"]
+        merged[-1] = {"text": text[last["start"] : end], "start": last["start"], "end": end, "score": score}
+    return merged
 
 
 def _words(words: np.ndarray, spans: TokenSpans) -> list[list[int]]:

@@ -191,14 +191,8 @@ def _usage(model: ExportedModel, facts: RunFacts) -> Iterable[str]:
             "runs this file only with `trust_remote_code=True`. A pipeline accepts the same argument. Without the "
             "argument, or with another class, loading fails."
         )
-    if facts.windows is not None:
-        yield (
-            f"The model was trained on windows of long texts, whose scores are combined ({facts.windows}). The class of "
-            "transformers does not do this: it scores one sequence, and truncates longer texts. Use "
-            "`framework.predict`, or combine the logits of the windows yourself."
-        )
     if model.kind is not None:
-        yield from _pipeline_usage(model.kind, trust)
+        yield from _pipeline_usage(model.kind, trust, facts.windows)
     if model.kind is not None and model.kind.reads_words:
         yield from _words_usage(facts)
     if model.without_class:
@@ -226,9 +220,15 @@ def _sentence_transformers_usage(model: ExportedModel, trust: str) -> Iterable[s
         )
 
 
-def _pipeline_usage(kind: HeadKind, trust: str) -> Iterable[str]:
+def _pipeline_usage(kind: HeadKind, trust: str, windows: str | None) -> Iterable[str]:
     """Describes truncation. The pipelines in `_PIPELINES` truncate only with an argument."""
-    if kind.truncates_texts:
+    if windows is not None:
+        yield (
+            "The model was trained on windows of long texts, whose scores are combined by the "
+            f"{'mean' if windows == 'mean' else 'maximum'}. The class of transformers scores one sequence and truncates "
+            "longer texts. Use `framework.predict`, or combine the logits of the windows."
+        )
+    elif kind.truncates_texts:
         yield "Cloze truncates texts that are too long. transformers does so only with `truncation=True`."
     if kind.pipeline_tag in _PIPELINES:
         argument, text = _PIPELINES[kind.pipeline_tag]

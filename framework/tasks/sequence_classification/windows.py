@@ -127,12 +127,15 @@ def pool_windows(scores: Tensor, batch: PackedBatch, pooling: WindowPooling) -> 
 
     Args:
         scores: (sequences, labels).
-        batch: Micro-batch with the target `window_places`; each dummy is a text of its own.
+        batch: Micro-batch with the target `window_places`; each dummy is a text of its own. Without this target each
+            sequence is a text.
         pooling: "mean" or "max".
 
     Returns:
         (sequences, labels) fp32.
     """
+    if PLACES not in batch.targets:
+        return scores
     items = (batch.targets[PLACES] == 0).cumsum(0) - 1
     starts = torch.searchsorted(items, torch.arange(len(items) + 1, device=items.device))
     # `unsafe` only skips a check of the offsets, which would synchronise with the device.

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from framework.batch import IGNORE_INDEX, PackedBatch
+from framework.config.explained_rows import scored_words
 from framework.data.examples.table import TableData
 from framework.data.flat_source import FlatSource
 from framework.data.planning.collate import FixedShape, RoundedShape
@@ -13,6 +14,7 @@ from framework.data.planning.plan import StepSequences
 from framework.data.tokenization.tokenizer import Tokenizer
 from framework.errors import ConfigError
 from framework.models.encoder import TransformerEncoder
+from framework.modules.explanations.attribution import Attribution
 from framework.tasks.explanation import Explained
 from framework.tasks.sequence_classification.task import SequenceClassificationTask
 from framework.tasks.sequence_classification.windows import Scoring, first_windows
@@ -123,6 +125,10 @@ def test_explanations_locate_each_token_in_the_text(tokenizer, tmp_path):
     for token, span in spans.spans.items():
         assert TEXTS[4][span.start : span.end] == WORDS[ids[token]]
     assert sorted(spans.spans) == [1, 2, 3, 4, 7, 8, 9, 10] and spans.tokens == range(12)
+    # The words c and d are in both windows: 3 + 1 and 4 + 2.
+    attribution = Attribution(ids.numpy(), np.array([0, 5, 6, 3, 4, 0, 0, 1, 2, 7, 8, 0.0]), 0.0, 0.0, None)
+    words = {word["text"]: word["score"] for word in scored_words(attribution, spans, tokenizer)}
+    assert words == {"a": 5, "b": 6, "c": 4, "d": 6, "e": 7, "f": 8}
     batch = batch_of(source, [1, 4])
     logits = torch.arange(9.0).view(3, 3)
     assert task.explained_scores({"logits": logits}, batch, [2, 0]).tolist() == [2.0, 3.0]
