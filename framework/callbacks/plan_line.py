@@ -43,11 +43,18 @@ class PlanLine(pl.Callback):
         self.run_log.add(
             {"perf/packing_efficiency": summary.efficiency, "perf/micro_batches": float(summary.micro_batches[1])}
         )
-        print_line(plan_text(self.plan, summary, len(steps)), self.console)
+        print_line(plan_text(self.plan, summary, len(steps), trainer.max_steps), self.console)
 
 
-def plan_text(plan: StepPlan, summary: PlanSummary, num_steps: int) -> str:
-    """Returns the line: sequences per step, micro-batches per rank, their budgets, packing efficiency, unused text."""
+def plan_text(plan: StepPlan, summary: PlanSummary, num_steps: int, max_steps: int) -> str:
+    """Returns the line about the steps of a run, for example their sequences, micro-batches and epochs.
+
+    Args:
+        plan: Step plan of the training split.
+        summary: Measurements of its next steps.
+        num_steps: Number of these steps.
+        max_steps: Step after which the run, or the phase, ends.
+    """
     growth = ""
     if plan.batch_warmup is not None and summary.sequences[0] < plan.global_batch_size:
         growth = f" (growing to {plan.global_batch_size:,} at step {plan.batch_warmup.steps:,})"
@@ -57,6 +64,8 @@ def plan_text(plan: StepPlan, summary: PlanSummary, num_steps: int) -> str:
         f"{_range(summary.last_budgets[0], summary.last_budgets[-1])}",
         f"packing efficiency {summary.efficiency:.1%} over {num_steps} steps",
     ]
+    if plan.wraps_epochs:
+        parts.append(f"{plan.epochs_until(max_steps):.3g} epochs of the {len(plan.source):,} sequences")
     unused = plan.source.unused_fraction(0) if isinstance(plan.source, UnusedText) else 0.0
     if unused:
         parts.append(f"sentence pairs do not use {unused:.1%} of the text in an epoch")

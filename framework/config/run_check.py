@@ -59,7 +59,7 @@ def describe_run(run: AssembledRun, is_finished: bool, device_type: str) -> list
     ]
     steps = range(start, min(start + MEASURED_STEPS, parts.max_steps))
     if steps and settings.trainer.micro_batch_tokens != "auto":
-        rows.append(("plan", plan_text(plan, plan.summary(steps), len(steps)).removeprefix("plan: ")))
+        rows.append(("plan", plan_text(plan, plan.summary(steps), len(steps), parts.max_steps).removeprefix("plan: ")))
     if device_type != "cuda":
         rows.append(("not checked", "memory, precision=float8 and strategy.compile, which need a GPU"))
     return rows

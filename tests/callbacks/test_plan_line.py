@@ -68,8 +68,8 @@ def test_a_growing_batch_and_unused_text_are_mentioned(tmp_path):
     # Steps of 2, 4, 4, 6 and 6 sequences: 20, 40, 40, 40 + 20 twice.
     assert text == (
         "plan: 2 to 6 sequences per step (growing to 6 at step 4); micro-batches of 40 tokens, 1 to 2 per rank, the "
-        "last of 20 to 40; packing efficiency 100.0% over 5 steps; sentence pairs do not use 50.0% of the text in an "
-        "epoch\n"
+        "last of 20 to 40; packing efficiency 100.0% over 5 steps; 0.0444 epochs of the 900 sequences; sentence pairs "
+        "do not use 50.0% of the text in an epoch\n"
     )
 
 

@@ -263,6 +263,10 @@ class StepPlan:
             return self._sequences_before(step) // len(self.source)
         return (step - self.first_step) // self.steps_per_epoch
 
+    def epochs_until(self, step: int) -> float:
+        """Returns the passes over the source that the plan makes up to a step, for plans whose steps cross epochs."""
+        return self._sequences_before(step) / len(self.source)
+
     def sequences(self, step: int) -> StepSequences:
         """Returns the ordered sequences of a global step, which do not depend on ranks, budget or workers."""
         size, stream = len(self.source), self._stream(step)
