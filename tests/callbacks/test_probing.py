@@ -131,7 +131,8 @@ def test_training_equals_that_of_a_run_without_probes_bit_for_bit(
     with_probes, without = rows(tmp_path / "with"), rows(tmp_path / "without")
     assert [row["step"] for row in with_probes if "probe/order/accuracy" in row] == [5, STEPS]
     assert [row["step"] for row in with_probes] == [2, 3, 4, 5, 6]
-    assert set(with_probes[3]) == {"step", *(f"probe/order/{name}" for name in ("accuracy", "macro_f1", "matthews"))}
+    names = ("accuracy", "macro_f1", "matthews", "f1")
+    assert set(with_probes[3]) == {"step", *(f"probe/order/{name}" for name in names)}
     assert without_probes(with_probes) == without
 
 

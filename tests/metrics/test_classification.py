@@ -6,7 +6,7 @@ import torch
 from sklearn.metrics import accuracy_score, confusion_matrix, f1_score, matthews_corrcoef
 
 from framework.batch import IGNORE_INDEX
-from framework.metrics.classification import Accuracy, MacroF1, Matthews
+from framework.metrics.classification import Accuracy, MacroF1, Matthews, PositiveF1
 
 NUM_LABELS = 5
 
@@ -75,3 +75,14 @@ def test_reset_clears_the_metric():
     metric.reset()
     metric.update(torch.eye(2), torch.tensor([0, 0]))
     assert metric.compute().item() == 0.5
+
+
+def test_positive_f1_is_that_of_the_second_class():
+    generator = torch.Generator().manual_seed(0)
+    logits, labels = torch.randn(60, 2, generator=generator), torch.randint(0, 2, (60,), generator=generator)
+    metric = PositiveF1()
+    metric.update(torch.cat([logits, torch.ones(1, 2)]), torch.cat([labels, torch.tensor([IGNORE_INDEX])]))
+    assert metric.compute().item() == pytest.approx(f1_score(labels, logits.argmax(-1)), abs=1e-7)
+    never = PositiveF1()
+    never.update(torch.tensor([[1.0, 0.0]]), torch.tensor([0]))
+    assert never.compute().item() == 0

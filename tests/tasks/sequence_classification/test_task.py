@@ -15,6 +15,7 @@ from framework.errors import ConfigError
 from framework.tasks.sequence_classification.features import classification_source
 from framework.tasks.sequence_classification.single_label import SingleLabel
 from framework.tasks.sequence_classification.task import SequenceClassificationTask
+from framework.tasks.sequence_classification.windows import Scoring
 
 WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *"abcdefgh"]
 
@@ -172,7 +173,7 @@ def test_loss_and_metrics_exclude_fillers(tokenizer):
         ({"max_length": 4}, "max_length is 4"),
         ({"pooling": "max"}, "pooling is 'max'"),
         ({"classifier_dropout": 1.0}, "classifier_dropout is 1.0"),
-        ({"projection": "mlp"}, "projection is 'mlp', which is unknown. Choose one of family, none"),
+        ({"scoring": Scoring(projection="mlp")}, "projection is 'mlp', which is unknown. Choose one of family, none"),
         ({"problem": "ranking"}, "problem is 'ranking', which is unknown. Choose one of single_label, multi_label"),
         (
             {"best_metric": "spearman"},
