@@ -70,7 +70,7 @@ def predict_with_adapters(settings: PredictConfig) -> list[dict[str, Any]]:
             if is_first:
                 print_check([("base", opened.base.source), *opened.facts])
             return []
-        rows = join_rows(opened.inputs, opened.predict(settings))
+        rows = with_columns(join_rows(opened.inputs, opened.predict(settings)), settings.output_columns)
         if write is None:
             return rows
         write_rows(write, find_writer(settings.output, opened.adapters[0].trained.task.text_format), rows)

@@ -225,8 +225,8 @@ def _pipeline_usage(kind: HeadKind, trust: str, windows: str | None) -> Iterable
     if windows is not None:
         yield (
             "The model was trained on windows of long texts, whose scores are combined by the "
-            f"{'mean' if windows == 'mean' else 'maximum'}. The class of transformers scores one sequence and truncates "
-            "longer texts. Use `framework.predict`, or combine the logits of the windows."
+            f"{'mean' if windows == 'mean' else 'maximum'}. The class of transformers scores one sequence, and "
+            "truncates longer texts. Use `framework.predict`, or combine the logits of the windows."
         )
     elif kind.truncates_texts:
         yield "Cloze truncates texts that are too long. transformers does so only with `truncation=True`."

@@ -139,10 +139,9 @@ class SplitFiles:
         personal_data: "mask" replaces personal data in the texts of all splits by one token per kind; None: no search.
             Splits and duplicates are those of the masked texts.
         personal_data_kinds: Kinds to find, of `framework.data.personal_data.kinds.KINDS`; empty: all.
-        personal_data_regions: Regions whose national phone numbers and identity numbers are found, as in `Detection`;
-            empty: `framework.data.personal_data.kinds.REGIONS`.
+        personal_data_regions: Regions whose national numbers are found, as in `Detection`; empty: `REGIONS`.
         personal_data_names: File of names to find, one per line; None: no names.
-        folder: Folder from which a config composes the paths of its files. Files are read by their paths alone.
+        folder: Folder from which a config composes the paths above.
         masking: Masking of the texts, which `with_masks` sets.
         unit_column: Column of the privacy unit of each row of `train`, which `with_units` sets.
     """
