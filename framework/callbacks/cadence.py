@@ -14,6 +14,7 @@ class Cadence:
         checkpoint_every_n_steps: Steps between checkpoints; None: one at the end only.
         probe_every_n_steps: Steps between scorings of probes; None: one at the end only.
         run_steps: Optimizer steps of the whole run, if it has phases; None: `max_steps`.
+        evaluates_test: True: the test split is evaluated after the last step of the run.
     """
 
     max_steps: int
@@ -22,6 +23,7 @@ class Cadence:
     checkpoint_every_n_steps: int | None = None
     probe_every_n_steps: int | None = None
     run_steps: int | None = None
+    evaluates_test: bool = False
 
     @property
     def total_steps(self) -> int:
@@ -41,6 +43,10 @@ class Cadence:
         """Returns True if validation is due. It always is at the end of a run with a validation split."""
         every = self.validate_every_n_steps
         return every is not None and (step % every == 0 or step == self.max_steps)
+
+    def tests(self, step: int) -> bool:
+        """Returns True if the evaluation of the test split is due."""
+        return self.evaluates_test and step == self.total_steps
 
     def saves(self, step: int) -> bool:
         """Returns True if a checkpoint is due. It always is at the end of a run."""

@@ -16,7 +16,7 @@ from framework.modules.encoder_module import EncoderModule
 
 
 class FinalTest(pl.Callback):
-    """Adds `test/METRIC` to the row of the last step of a run. Its position is before the run log.
+    """Adds `test/METRIC` to the row of the last step of a run, if the cadence says so. It comes before the run log.
 
     A run that ends before its last step is not evaluated.
     """
@@ -29,8 +29,8 @@ class FinalTest(pl.Callback):
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: EncoderModule, outputs: None, batch: StepBatch, batch_idx: int
     ) -> None:
-        """Evaluates after the last step. Collective: all ranks must call."""
-        if not self.cadence.ends_run or trainer.global_step != self.cadence.max_steps:
+        """Evaluates the split if that is due. Collective: all ranks must call."""
+        if not self.cadence.tests(trainer.global_step):
             return
         data: Any = trainer.datamodule  # type: ignore[attr-defined]
         begin_activity("evaluates the test split")

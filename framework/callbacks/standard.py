@@ -70,7 +70,6 @@ def standard_callbacks(
     probes: Mapping[str, Probe] = MappingProxyType({}),
     endings: Endings = NO_ENDINGS,
     phase: str | None = None,
-    evaluates_test: bool = False,
 ) -> list[pl.Callback]:
     """Builds a run's callbacks. Order in a step: guard, update, measure, probe, log, validate, log, agree, save, show.
 
@@ -89,24 +88,21 @@ def standard_callbacks(
         probes: Probes on the encoder's features, by name.
         endings: Conditions that may end the run before its last step.
         phase: Name of the phase of the run; None: the run has no phases.
-        evaluates_test: True to evaluate the test split after the last step.
     """
     throughput = throughput or Throughput(Timings())
     run_log = RunLog(run_folder, cadence, throughput, loggers)
     probing = Probing(probes, cadence, run_log)
-    folder = checkpoints or run_folder / CHECKPOINTS
-    checkpointing = Checkpointing(
-        folder, cadence, throughput.timings, retention, checkpoint_async, timeout_seconds, run_folder
-    )
+    timings, folder = throughput.timings, checkpoints or run_folder / CHECKPOINTS
+    checkpointing = Checkpointing(folder, cadence, timings, retention, checkpoint_async, timeout_seconds, run_folder)
     guard = FiniteGuard(endings.non_finite, checkpointing, run_log)
-    preemption = Preemption(cadence, throughput.timings, endings.max_time, timeout_seconds)
+    preemption = Preemption(cadence, timings, endings.max_time, timeout_seconds)
     early_stopping = EarlyStopping(endings.patience, task.best_metric, task.best_mode, endings.trial)
     return [
         *([resume] if resume is not None else []),
         guard,
         throughput,
         probing,
-        *([FinalTest(cadence, run_log)] if evaluates_test else []),
+        FinalTest(cadence, run_log),
         run_log,
         *([PlanLine(plan, run_log)] if plan is not None else []),
         FinalValidation(cadence),

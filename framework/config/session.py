@@ -220,6 +220,7 @@ def build_run_trainer(run: AssembledRun, info: ProcessInfo, device_type: str) ->
         checkpoint_every_n_steps=settings.trainer.checkpoint_every_n_steps,
         probe_every_n_steps=settings.trainer.probe_every_n_steps,
         run_steps=run.max_steps,
+        evaluates_test=settings.trainer.evaluate_test,
     )
     callbacks = standard_callbacks(
         folder.path,
@@ -241,7 +242,6 @@ def build_run_trainer(run: AssembledRun, info: ProcessInfo, device_type: str) ->
             None if settings.trial is None else StudyTrial(Path(settings.trial.folder), settings.trial.number),
         ),
         phase=phase.phase.name,
-        evaluates_test=settings.trainer.evaluate_test,
     )
     return build_trainer(
         build_strategy(

@@ -30,9 +30,8 @@ def test_the_test_split_is_evaluated_with_the_last_weights(call):
     assert rows[0] == ["index", "prediction"] and [row[0] for row in rows[1:]] == ["7", "9"]
     assert {row[1] for row in rows[1:]} <= {"0", "1"}
     refused = call("predict", *arguments, "output=other.tsv", "output_columns={prediction: answer}")
-    assert (
-        refused.code == 2 and "output_columns.prediction is answer, which is none of index, text, label" in refused.err
-    )
+    assert refused.code == 2
+    assert "output_columns.prediction is answer, which is none of text, index, label" in refused.err
     assert not Path("other.tsv").exists()
 
 
