@@ -1,7 +1,14 @@
-"""framework.mine: rows against a brute-force search, equal at any number of processes and after an interruption."""
+"""The road of retrieval: mined rows against a brute-force search, BEIR folders, a reranker, answers of the FAQ.
 
+The rows are equal at any number of processes and after an interruption.
+"""
+
+import io
 import json
 import os
+import re
+import runpy
+from pathlib import Path
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -14,10 +21,12 @@ from framework.tasks.embedding.data import TextPairData
 from framework.tasks.embedding.task import EmbeddingTask
 from framework.trained_model import load
 from tests.support.commands.in_process import TINY, assert_clear_error, call, here, run_command, tokenizer_folder
+from tests.support.data.beir_folders import write_beir
 from tests.support.processes.ranks import Ranks
 
 __all__ = ["call", "here", "tokenizer_folder"]
 
+ROOT = Path(__file__).resolve().parents[2]
 WORDS = ["good", "fine", "bad", "poor"]
 DOCUMENTS = [f"a {word} film of {year}" for year in range(1990, 1997) for word in WORDS]
 # The second query has two positives, one of them twice; the last positive is no document.
@@ -31,7 +40,7 @@ PAIRS = [
     ("good", "another good one"),
 ]
 TRAIN = ["experiment=finetune_retrieval", "data.train=pairs.jsonl", "data.pair_column=pair", "data.label_column=null"]
-TRAIN += ["data.validation_fraction=0", "task.candidates=split", "task.matryoshka_sizes=[]", "init_from=null"]
+TRAIN += ["data.validation=beir", "task.candidates=split", "task.matryoshka_sizes=[]", "init_from=null"]
 TRAIN += ["model=demo", "tokenizer=folder", "tokenizer.path=tokenizer", "logger=none", "precision=fp32", "run.id=mine"]
 TRAIN += ["trainer.max_steps=1", "trainer.max_epochs=null", "trainer.global_batch_size=4", *TINY]
 MINE = ["run=mine", "queries=pairs.jsonl", "documents=documents.jsonl", "num_negatives=4", "precision=fp32"]
@@ -44,6 +53,9 @@ def write_files(folder) -> None:
     # One document twice.
     documents = [json.dumps({"text": text}) for text in [*DOCUMENTS, f" {DOCUMENTS[0]} "]]
     (folder / "documents.jsonl").write_text("\n".join(documents) + "\n")
+    corpus = [{"_id": f"d{number}", "text": text} for number, text in enumerate(DOCUMENTS)]
+    judged = {"dev": [("q1", "d0", 1), ("q2", "d6", 2), ("q2", "d2", 1)], "test": [("q1", "d0", 1)]}
+    write_beir(folder / "beir", corpus, {"q1": "good 1990", "q2": "bad film"}, judged)
 
 
 @pytest.fixture(scope="module")
@@ -58,6 +70,29 @@ def run_folder(tmp_path_factory, tokenizer_folder):
         assert run_command(monkeypatch, "train", *TRAIN) == 0
     os.chdir(before)
     return folder
+
+
+@pytest.fixture(scope="module")
+def reranker_folder(run_folder, tmp_path_factory):
+    """Returns the folder, with mined rows and a reranker that was trained on them."""
+    changed = {
+        "experiment=finetune_retrieval": "experiment=finetune_reranking",
+        "data.train=pairs.jsonl": "data.train=faq/mined.jsonl",
+        "data.validation=beir": "data.validation_fraction=0",
+        "run.id=mine": "run.id=reranker",
+    }
+    embedding = ("data.pair_column", "data.label_column", "task.")
+    given = [changed.get(word, word) for word in TRAIN if not word.startswith(embedding)]
+    (run_folder / "faq").mkdir()
+    before = os.getcwd()
+    os.chdir(run_folder)
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        assert run_command(monkeypatch, "mine", *MINE, "output=faq/mined.jsonl", "num_negatives=3") == 0
+        assert run_command(monkeypatch, "train", *given) == 0
+    os.chdir(before)
+    for name, run in (("embedding", "mine"), ("reranker", "reranker")):
+        (run_folder / "faq" / name).symlink_to(run_folder / "runs" / run)
+    return run_folder
 
 
 def small_parts() -> None:
@@ -183,19 +218,10 @@ def test_bad_input_is_one_error(call, here, overrides, message):
     assert_clear_error(call("mine", *MINE, *overrides), message)
 
 
-def test_a_reranker_scores_the_candidates(run_folder, monkeypatch, tmp_path):
-    monkeypatch.chdir(run_folder)
-    assert run_command(monkeypatch, "mine", *MINE, f"output={tmp_path / 'plain.jsonl'}", "num_negatives=3") == 0
-    changed = {
-        "experiment=finetune_retrieval": "experiment=finetune_reranking",
-        "data.train=pairs.jsonl": f"data.train={tmp_path / 'plain.jsonl'}",
-        "run.id=mine": "run.id=reranker",
-    }
-    embedding = ("data.pair_column", "data.label_column", "task.")
-    given = [changed.get(word, word) for word in TRAIN if not word.startswith(embedding)]
-    assert run_command(monkeypatch, "train", *given) == 0
+def test_a_reranker_scores_the_candidates(reranker_folder, monkeypatch, tmp_path):
+    monkeypatch.chdir(reranker_folder)
     output = tmp_path / "reranked.jsonl"
-    rules = ["num_negatives=2", "range_max=5", "absolute_margin=-0.0"]
+    rules = ["num_negatives=2", "range_max=5", "absolute_margin=0.0"]
     assert run_command(monkeypatch, "mine", *MINE, *rules, "reranker=reranker", f"output={output}") == 0
     model = load("reranker", precision="fp32")
     for row in read(output):
@@ -204,3 +230,34 @@ def test_a_reranker_scores_the_candidates(run_folder, monkeypatch, tmp_path):
         np.testing.assert_allclose(row["scores"], predicted["scores"], atol=1e-5)
         assert row["scores"][1:] == sorted(row["scores"][1:], reverse=True)
         assert all(score <= row["scores"][0] for score in row["scores"])
+
+
+def test_questions_are_answered(reranker_folder, monkeypatch, capsys):
+    program = runpy.run_path(str(ROOT / "launch" / "lib" / "faq.py"))
+    monkeypatch.setattr("sys.argv", ["faq.py", str(reranker_folder / "faq")])
+    monkeypatch.setattr("sys.stdin", io.StringIO("a bad film\n\n"))
+    program["main"]()
+    first, *lines = capsys.readouterr().out.splitlines()
+    answers = {same_text(answer) for _, answer in PAIRS}
+    assert first == f"{len(answers)} answers. Type a question; an empty line ends."
+    assert lines[0] == "question> a bad film"
+    scores, shown = zip(*(line.strip().split("  ", 1) for line in lines[1:4]), strict=True)
+    assert set(shown) < answers
+    assert list(map(float, scores)) == sorted(map(float, scores), reverse=True)
+    assert re.fullmatch(r" *\d+ ms", lines[4])
+
+
+def test_a_run_is_evaluated_on_beir_folders(run_folder, monkeypatch):
+    monkeypatch.chdir(run_folder)
+    validated = json.loads((run_folder / "runs" / "mine" / "summary.json").read_text())
+    given = ["run=mine", "precision=fp32", "report=false"]
+    assert run_command(monkeypatch, "evaluate", *given, "output=own.json") == 0
+    own = json.loads((run_folder / "own.json").read_text())["metrics"]
+    assert own["ndcg_at_10"] == pytest.approx(validated["last"]["val/ndcg_at_10"], abs=1e-6)
+    both = "data.test=[beir/qrels/dev.tsv,beir/qrels/test.tsv]"
+    assert run_command(monkeypatch, "evaluate", *given, both, "output=both.json") == 0
+    report = json.loads((run_folder / "both.json").read_text())
+    assert [row["set"] for row in report["classes"]] == ["beir_dev", "beir_test"]
+    assert report["metrics"]["beir_dev_ndcg_at_10"] == pytest.approx(own["ndcg_at_10"], abs=1e-6)
+    mean = np.mean([row["ndcg_at_10"] for row in report["classes"]])
+    assert report["metrics"]["ndcg_at_10"] == pytest.approx(mean, abs=1e-9)

@@ -59,6 +59,8 @@ ELSEWHERE = {
     r"python -m framework\.(prepare|train|audit) .*canaries.*": "tests/integration/test_canary_audit.py",
     r"python -m framework\.audit .*sentiment\.jsonl\.gz.*": "tests/audits/test_suite.py",
     r"python -m framework\.mine .*": "tests/integration/test_mine_command.py",
+    r"python -m framework\.(train|evaluate) .*(mined|scifact).*": "tests/integration/test_mine_command.py",
+    r"launch/faq\.sh .*": "tests/integration/test_mine_command.py",
     r"python -m tests\.benchmarks\..*": "tests/benchmarks",
     r"python -m tests\.support\.faults.*": "tests/integration/test_faults.py",
     r"python -m framework\.(train|predict) .*prototypes.*": "tests/integration/test_own_task.py",

@@ -54,7 +54,7 @@ def test_paths_of_scripts(installed, monkeypatch, capsys):
     run(["--path", "train.sbatch"])
     assert capsys.readouterr().out == f"{ROOT / 'slurm' / 'train.sbatch'}\n"
     monkeypatch.setattr(framework, "__file__", str(installed / "__init__.py"))
-    assert set(scripts()) == {"multi_node.sh", "torchrun.sh", "submit.sh", "sweep.sbatch", "train.sbatch"}
+    assert set(scripts()) == {"faq.sh", "multi_node.sh", "torchrun.sh", "submit.sh", "sweep.sbatch", "train.sbatch"}
     run(["--path", "torchrun"])
     assert capsys.readouterr().out == f"{installed / 'scripts' / 'launch' / 'torchrun.sh'}\n"
     with pytest.raises(ConfigError, match=r"trochrun is not a launch script. Scripts are .*torchrun.sh"):
