@@ -81,6 +81,6 @@ def test_the_console_command_of_a_wheel_exists():
 def test_every_script_has_a_line_in_the_page():
     page = (ROOT / "launch" / "README.md").read_text(encoding="utf-8")
     files = [*(ROOT / "launch").glob("*.sh"), *(ROOT / "launch" / "cloud").iterdir()]
-    assert len(files) == 7
+    assert len(files) == 8
     for file in files:
         assert f"`{file.relative_to(ROOT / 'launch')}`" in page, file.name
