@@ -5,6 +5,7 @@ from framework.checkpoint.layout import step_of
 from framework.config.assembled_run import AssembledRun
 from framework.config.build import Parts
 from framework.config.phases import LAST_STEP, PHASES
+from framework.config.teaching import describe_teacher
 from framework.distributed.processes.environment import ProcessInfo
 from framework.errors import ConfigError
 from framework.models.accounting import count_parameters
@@ -52,6 +53,7 @@ def describe_run(run: AssembledRun, is_finished: bool, device_type: str) -> list
             f"vocabulary of {config.vocab_size:,}, {count_parameters(config).total:,} parameters",
         ),
         ("weights", _weights(parts, settings.seed)),
+        *([("teacher", teacher)] if (teacher := describe_teacher(parts.regularization, config)) else []),
         *((f"{split} split", f"{len(source):,} sequences") for split, source in parts.sources.items()),
         ("steps", f"{run.max_steps:,}"),
         *_phases(run),

@@ -273,8 +273,8 @@ def _first_callbacks(
         callbacks.append(AttentionChoice(settings.strategy.attention))
     if parts.weights is not None and folder.checkpoint is None:
         callbacks.append(WeightsLine(describe_start(parts.model, parts.weights)))
-    if isinstance(parts.regularization, Distillation | EmbeddingDistillation):
-        callbacks.append(WeightsLine(f"teacher: {describe_teacher(parts.regularization, parts.config)}"))
+    if teacher := describe_teacher(parts.regularization, parts.config):
+        callbacks.append(WeightsLine(f"teacher: {teacher}"))
     if settings.trainer.report_examples is not None and ends_run:
         examples, goes_to_wandb = settings.trainer.report_examples, settings.logger.wandb
         explanations = settings.trainer.report_explanations

@@ -292,13 +292,15 @@ def _own_task(weights: PretrainedWeights, task: Task, settings: TrainConfig) -> 
     return own
 
 
-def describe_teacher(regularization: Distillation | EmbeddingDistillation, config: EncoderConfig) -> str:
-    """Returns one line about a teacher: its source, its size, and what its student follows.
+def describe_teacher(regularization: AnyRegularization | None, config: EncoderConfig) -> str:
+    """Returns one line about a teacher: its source, its size, and what its student follows; "" if there is none.
 
     Args:
-        regularization: Distillation after `follow`.
+        regularization: Result of `build_regularization`.
         config: Encoder configuration of the student.
     """
+    if not isinstance(regularization, Distillation | EmbeddingDistillation):
+        return ""
     if regularization.followed is None:
         return "vectors of the data"
     other = regularization.followed.config

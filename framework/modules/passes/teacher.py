@@ -57,7 +57,10 @@ class Teacher:
         return record
 
     def _on_device_of(self, batch: PackedBatch) -> TaskModel:
-        return self.model.to(batch.input_ids.device)
+        device = batch.input_ids.device
+        if next(self.model.parameters()).device != device:
+            self.model.to(device)
+        return self.model
 
 
 def weights_fingerprint(tensors: Mapping[str, Tensor]) -> str:
