@@ -7,9 +7,10 @@ from framework.config.build import Parts
 from framework.config.phases import LAST_STEP, PHASES
 from framework.config.teaching import describe_teacher
 from framework.distributed.processes.environment import ProcessInfo
-from framework.errors import ConfigError
+from framework.errors import ConfigError, counted
 from framework.models.accounting import count_parameters
 from framework.published.starting_head import describe_start
+from framework.tasks.rewriting import RewritingHead
 
 
 def planned_process(check: object, info: ProcessInfo) -> ProcessInfo:
@@ -52,6 +53,7 @@ def describe_run(run: AssembledRun, is_finished: bool, device_type: str) -> list
             f"{config.family}, {config.num_layers} layers of {config.hidden_size}, "
             f"vocabulary of {config.vocab_size:,}, {count_parameters(config).total:,} parameters",
         ),
+        *_generator(parts),
         ("weights", _weights(parts, settings.seed)),
         *([("teacher", teacher)] if (teacher := describe_teacher(parts.regularization, config)) else []),
         *((f"{split} split", f"{len(source):,} sequences") for split, source in parts.sources.items()),
@@ -65,6 +67,17 @@ def describe_run(run: AssembledRun, is_finished: bool, device_type: str) -> list
     if device_type != "cuda":
         rows.append(("not checked", "memory, precision=float8 and strategy.compile, which need a GPU"))
     return rows
+
+
+def _generator(parts: Parts) -> list[tuple[str, str]]:
+    """Returns the row of an encoder in the head; parameters that it shares with the main encoder do not count."""
+    if not isinstance(parts.model.head, RewritingHead):
+        return []
+    config = parts.model.head.generator_config
+    named = parts.model.named_parameters()
+    size = sum(parameter.numel() for name, parameter in named if name.startswith("head.generator."))
+    layers = counted(config.num_layers, "layer")
+    return [("generator", f"{layers} of {config.hidden_size}, {size:,} parameters of its own")]
 
 
 def _phases(run: AssembledRun) -> list[tuple[str, str]]:

@@ -254,6 +254,14 @@ def test_flops_count_the_generator(store: Path, tmp_path: Path):
     assert count(StepBatch(0, 0, (batch,))) == 6 * (linear * sum(lengths) + decoder) + attention
 
 
+def test_a_check_names_the_generator(store: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    train.run([*options(store, tmp_path, "checked", "single"), "check=true"])
+    # 1 layer of 4 x 16 x 16 + 2 x 16 x 24 weights, 4 x 16 + 24 + 16 biases and 4 x 16 of norms; the transform of the
+    # decoder to the tables of width 16, its norm, and a bias for each word. Equal widths need no projection.
+    own = 1_792 + 104 + 64 + (16 * 16 + 16) + 32 + Tokenizer.from_folder(store / "tokenizer").vocab_size
+    assert f"1 layer of 16, {own:,} parameters of its own" in capsys.readouterr().out
+
+
 def assembled(store: Path, runs: Path, *overrides: str) -> AssembledPhase:
     register_resolvers()
     with initialize_config_dir(str(conf_folder()), version_base="1.3"):
