@@ -89,5 +89,7 @@ def describe_start(model: nn.Module, weights: PretrainedWeights) -> str:
 
 
 def _modules(names: Iterable[str]) -> list[str]:
-    """Returns the names of modules, each once, from names of their parameters."""
-    return list(dict.fromkeys(name.removeprefix("head.").rpartition(".")[0] or name for name in names))
+    """Returns the names of modules, each once, from names of their parameters; a part with layers by its first name."""
+    modules = [name.removeprefix("head.").rpartition(".")[0] or name for name in names]
+    stacks = {name.partition(".")[0] for name in modules if ".layers." in name}
+    return list(dict.fromkeys(root if (root := name.partition(".")[0]) in stacks else name for name in modules))

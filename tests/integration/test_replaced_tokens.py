@@ -214,7 +214,10 @@ def test_fine_tuning_starts_from_the_discriminator(
             *(f"run.dir={tmp_path}", "trainer.report_explanations=0", "task.max_length=16"),
         ]
     )
-    assert "unused weights of the source: generator." in capsys.readouterr().out
+    assert (
+        "unused weights of the source: generator, discriminator.dense, discriminator.scores\n"
+        in capsys.readouterr().out
+    )
     before, after = (
         read_full_state(next(iter(sorted((each / "checkpoints").glob("step_*"), reverse=True))))
         for each in (run, tuned)
@@ -236,7 +239,7 @@ def test_a_published_discriminator_is_trained_further(store: Path, tmp_path: Pat
         [*own, "model=from_weights", f"init_from={tmp_path / 'published'}", "task.sharing=gradient_disentangled"]
     )
     printed = capsys.readouterr().out
-    assert "head reused: discriminator.dense, discriminator.scores; head new: generator." in printed
+    assert "head reused: discriminator.dense, discriminator.scores; head new: generator\n" in printed
     values = rows(run)
     assert values[-1]["train/loss"] < values[0]["train/loss"]
 
