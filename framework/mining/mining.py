@@ -26,7 +26,7 @@ from framework.files import new_digest
 from framework.mining.parts import MinedCounts, delete_folder, join_parts, write_parts
 from framework.mining.rows import PAIRS_AT_ONCE, Miner, Search
 from framework.mining.texts import MinedTexts
-from framework.mining.vectors import ShardEncoder, decode_alone
+from framework.mining.vectors import ShardEncoder, Side, decode_alone
 from framework.modules.inference import Inference
 from framework.retrieval.approximate import build_index, search_index
 from framework.retrieval.negatives import Candidates, Rescore, Rules
@@ -85,18 +85,20 @@ def mine_negatives(
     check_shared_folder(folder)
     identity = model.identity
     documents, positives = texts.documents[: texts.num_documents], texts.documents[texts.num_documents :]
-    keys = {
-        name: _hash(identity, *own)
-        for name, own in (("documents", documents), ("positives", positives), ("queries", texts.queries))
+    sides: dict[str, tuple[list[str], Side]] = {
+        "documents": (documents, "document"),
+        "positives": (positives, "document"),
+        "queries": (texts.queries, "query"),
     }
+    keys = {name: _hash(identity, *own) for name, (own, _) in sides.items()}
     rules = [f"{each.name}={getattr(settings, each.name)}" for each in fields(Rules)]
     scoring = "" if reranker is None else reranker.identity
     key = _hash(*keys.values(), str(texts.pairs), *rules, scoring, settings.index, str(settings.scores))
     check_agreement({"the texts and settings": key})
     encoder = ShardEncoder(model.inference, model.trained.tokenizer, info.rank, info.world_size)
     shards = {
-        name: encoder.encode(_made(folder / f"{name}_{keys[name]}"), name, own)
-        for name, own in (("documents", documents), ("positives", positives), ("queries", texts.queries))
+        name: encoder.encode(_made(folder / f"{name}_{keys[name]}"), name, own, side)
+        for name, (own, side) in sides.items()
     }
     search: Search = lambda queries, k: nearest(queries, shards["documents"], k, model.inference.device)  # noqa: E731
     if settings.index == "faiss":
@@ -104,8 +106,8 @@ def mine_negatives(
         on_first_rank(lambda: build_index(shards["documents"], path))
         search = partial(search_index, path)
     rescore = None if reranker is None else rescorer(reranker.inference, reranker.trained.tokenizer, texts)
-    sides = (shards["queries"], shards["documents"], shards["positives"])
-    miner = Miner(texts, settings, *sides, search, rescore, settings.scores)
+    vectors = (shards["queries"], shards["documents"], shards["positives"])
+    miner = Miner(texts, settings, *vectors, search, rescore, settings.scores)
     rows = _made(folder / f"rows_{key}")
     paths = [rows / f"{first:012}.jsonl" for first in range(0, len(texts.pairs), PAIRS_AT_ONCE)]
     write_parts(paths, lambda number: miner.rows(number * PAIRS_AT_ONCE), info.rank, info.world_size)

@@ -3,10 +3,11 @@
 A shard is encoded as if it were alone, so its vectors do not depend on the number of processes.
 """
 
+import copy
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -19,9 +20,12 @@ from framework.errors import DataError
 from framework.files import replacing
 from framework.modules.inference import Inference
 from framework.retrieval.search import unit
+from framework.tasks.embedding.task import EmbeddingTask
 from framework.tasks.task import Task
 
 TEXTS_PER_SHARD = 8192
+
+Side = Literal["query", "document"]
 
 
 class ShardEncoder:
@@ -40,13 +44,14 @@ class ShardEncoder:
         self.rank = rank
         self.world_size = world_size
 
-    def encode(self, folder: Path, name: str, texts: Sequence[str]) -> list[np.ndarray]:
+    def encode(self, folder: Path, name: str, texts: Sequence[str], side: Side) -> list[np.ndarray]:
         """Encodes the shards that do not exist yet. Collective: all ranks must call.
 
         Args:
             folder: Folder of the shards, which all ranks share.
             name: Prefix of their files.
             texts: All texts.
+            side: Side of the texts, which selects their prompt.
 
         Returns:
             Memory maps of all shards in order, (texts, hidden) fp32 with rows of length 1.
@@ -60,16 +65,19 @@ class ShardEncoder:
         def encode_one(number: int) -> None:
             if number < len(starts) and not paths[number].exists():
                 first = starts[number]
-                _save(paths[number], self._vectors(texts[first : first + TEXTS_PER_SHARD]))
+                _save(paths[number], self._vectors(texts[first : first + TEXTS_PER_SHARD], side))
 
         for first in range(0, len(starts), self.world_size):
             # Ranks wait for each other after each shard, because the wait at the end has a limit.
             on_every_rank(partial(encode_one, first + self.rank))
         return on_every_rank(lambda: [_load(path) for path in paths])
 
-    def _vectors(self, texts: Sequence[str]) -> np.ndarray:
+    def _vectors(self, texts: Sequence[str], side: Side) -> np.ndarray:
+        task = copy.copy(self.inference.task)
+        assert isinstance(task, EmbeddingTask)
+        task.side = side
         rows = [Row(number, None, {"text": text}) for number, text in enumerate(texts, start=1)]
-        source = self.inference.task.build_source(rows, self.tokenizer)
+        source = task.build_source(rows, self.tokenizer)
         return unit(np.concatenate(decode_alone(self.inference, source)))
 
 

@@ -147,11 +147,11 @@ class EmbeddingTask(StepLevelTask):
         """
         data = data.with_masks(tokenizer)
         pairs, judged = data.load(), data.load_judged()
-        if judged and self.objective == "similarity":
+        if judged and self.objective in ("similarity", "simcse"):
             raise ConfigError(
-                f"task.objective is similarity, but the split {next(iter(judged))} is a BEIR folder, whose queries are "
-                "searched. A search needs the objective contrastive. To evaluate a run with the objective similarity, "
-                "add 'task={objective: contrastive}'."
+                f"task.objective is {self.objective}, but the split {next(iter(judged))} is a BEIR folder, whose "
+                "queries are searched. This objective has no search. To evaluate such a run, add "
+                "'task={objective: contrastive}' to framework.evaluate."
             )
         self._check_teacher(data)
         fitting = {"scored": "similarity", "single": "simcse"}.get(data.kind, "contrastive")

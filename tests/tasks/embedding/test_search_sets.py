@@ -177,7 +177,8 @@ def test_wrong_files_are_named(tmp_path, tokenizer, files, message):
         EmbeddingTask().build_sources(TextPairData(**given), tokenizer, seed=0)
 
 
-def test_a_search_needs_the_contrastive_objective(tmp_path, tokenizer):
+@pytest.mark.parametrize("objective", ["similarity", "simcse"])
+def test_some_objectives_have_no_search(tmp_path, tokenizer, objective):
     folder = str(write_beir(tmp_path / "small", CORPUS, QUERIES, JUDGED))
     with pytest.raises(ConfigError, match="the split test is a BEIR folder"):
-        EmbeddingTask("similarity").build_sources(TextPairData(train=None, test=folder), tokenizer, seed=0)
+        EmbeddingTask(objective).build_sources(TextPairData(train=None, test=folder), tokenizer, seed=0)
