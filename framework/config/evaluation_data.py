@@ -23,6 +23,7 @@ _TRAINING_ONLY = {
     "deduplicate": False,
     "max_train_rows": None,
     "canaries": 0,
+    "more": None,
 }
 
 
@@ -157,7 +158,7 @@ def portable_data(node: Mapping[str, Any]) -> dict[str, Any] | None:
     """
     if TARGET_KEY not in node or not {"train", "test"} <= node.keys():
         return None
-    paths = {*_SPLITS, *(f"{name}_targets" for name in _SPLITS), "personal_data_names"}
+    paths = {*_SPLITS, *(f"{name}_targets" for name in _SPLITS), "personal_data_names", "more"}
     kept = {key: value for key, value in node.items() if key not in paths}
     has_targets = node.get("train_targets") is not None
     return kept | {"train": ""} | ({"train_targets": ""} if has_targets else {})

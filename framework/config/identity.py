@@ -50,6 +50,7 @@ _ADDED_KEYS = {
     "data.teacher_column": None,
     "data.vector_column": None,
     "task.prompts": None,
+    "data.more": None,
     "task.side": "query",
     "data.canary_repeats": [1, 4, 16],
     "data.list_separator": None,

@@ -126,6 +126,10 @@ class Shuffle:
         slots, offsets = blocks.locate(shuffled)
         return (blocks.numbers(slots) * self.block_size + offsets).reshape(positions.shape)
 
+    def for_steps(self, global_batch_size: int) -> "Shuffle":  # noqa: ARG002  the order does not depend on steps
+        """Returns the order for steps of this size."""
+        return self
+
     def mean(self, values: np.ndarray) -> float:
         """Returns the mean of the values (sequences,) over an epoch."""
         return float(values.mean())

@@ -225,6 +225,7 @@ class StepPlan:
         self.shuffle = shuffle
         self.batch_warmup = batch_warmup
         self.first_step = 0
+        self._order = source.shuffle.for_steps(global_batch_size) if shuffle else source.shuffle
         self._shuffled = (-1, 0, np.zeros(0, dtype=np.int64))  # epoch, first position, indices
         self.set_budget(micro_batch_tokens, shapes)
 
@@ -343,7 +344,7 @@ class StepPlan:
         if epoch != shuffled_epoch or first < start or stop > start + len(indices):
             size, start = len(self.source), first
             ahead = np.arange(first, max(stop, min(first + _AHEAD, size)), dtype=np.int64)
-            indices = self.source.shuffle.indices(key(self.seed, "order", epoch), size, ahead)
+            indices = self._order.indices(key(self.seed, "order", epoch), size, ahead)
             self._shuffled = epoch, start, indices
         return indices[first - start : stop - start]
 

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -18,6 +18,7 @@ from framework.data.reading.rows import read_rows
 from framework.data.reading.table_format import TableFormat
 from framework.errors import ConfigError, DataError
 from framework.tasks.embedding.judged_files import JudgedSplit, judged_paths, read_judged
+from framework.tasks.embedding.more_texts import MoreTexts, check_shares
 
 PairKind = Literal["matches", "scored", "labelled", "single"]
 _NUMBER = number()
@@ -77,6 +78,7 @@ class TextPairData(SplitFiles):
         teacher_column: Column of a teacher's scores of a match: a JSON list with the score of the second text and of
             each hard negative, in their order. None: there is no teacher.
         vector_column: Column of a teacher's embedding of the text: a JSON list of numbers. None: there is none.
+        more: Further training sets by name, each with a share of the steps; `train` has the rest. None: there are none.
         format: Format of the files. None: the defaults of TableFormat.
         on_bad_row: Handling of a row that is broken, or that lacks a text, the label or the number. "error" stops,
             "skip" drops and counts the row.
@@ -95,6 +97,7 @@ class TextPairData(SplitFiles):
     negative_columns: list[str] = field(default_factory=list)
     teacher_column: str | None = None
     vector_column: str | None = None
+    more: dict[str, MoreTexts] | None = None
     format: TableFormat | None = None
     on_bad_row: Literal["error", "skip"] = "error"
 
@@ -122,6 +125,26 @@ class TextPairData(SplitFiles):
                 f"{self.negative_columns}. A teacher scores the second text of a match and its hard negatives. Name "
                 "the columns of hard negatives, or set teacher_column to null."
             )
+
+        check_shares(self.more or {})
+        if self.more and (self.teacher_column is not None or self.vector_column is not None):
+            raise ConfigError(
+                f"data.more has {next(iter(self.more))}, and data has a column of a teacher. Rows of several sets "
+                "cannot follow a teacher. Set data.more=null, or teacher_column and vector_column to null."
+            )
+
+    def more_data(self) -> dict[str, "TextPairData"]:
+        """Returns the data of each further set, all of whose rows are for training."""
+        whole: dict[str, Any] = {"validation": None, "test": None, "validation_fraction": 0.0, "test_fraction": 0.0}
+        whole |= {"max_train_rows": None, "more": None}
+        return {
+            name: replace(
+                self,
+                **whole,
+                **{each.name: getattr(more, each.name) for each in fields(more) if each.name != "share"},
+            )
+            for name, more in (self.more or {}).items()
+        }
 
     @property
     def kind(self) -> PairKind:

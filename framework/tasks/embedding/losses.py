@@ -15,6 +15,18 @@ ANCHOR, POSITIVE = 0, 1
 
 NO_QUERY = -1
 
+FITTING = {"scored": "similarity", "single": "simcse", "matches": "contrastive", "labelled": "contrastive"}
+"""Objective by kind of rows. Matches with the scores of a teacher may have another one."""
+
+
+def term_weights(objective: str, symmetric: bool) -> dict[str, float]:
+    """Returns the weights of the loss terms of an objective."""
+    if objective == "similarity":
+        return {"cosent": 1.0}
+    if objective in ("contrastive", "simcse"):
+        return {"contrast": 0.5, "reverse_contrast": 0.5} if symmetric else {"contrast": 1.0}
+    return {objective: 1.0}
+
 
 def info_nce(rows: Rows, temperature: float | Tensor) -> Tensor:
     """InfoNCE: each anchor must score its positive above all positives and hard negatives of the step, and vice versa.

@@ -34,7 +34,16 @@ from framework.tasks.embedding.features import (
     text_source,
 )
 from framework.tasks.embedding.head import EmbeddingHead, item_vectors
-from framework.tasks.embedding.losses import POSITIVE, cosent, info_nce, mean_over_sizes, taught_scores
+from framework.tasks.embedding.losses import (
+    FITTING,
+    POSITIVE,
+    cosent,
+    info_nce,
+    mean_over_sizes,
+    taught_scores,
+    term_weights,
+)
+from framework.tasks.embedding.mixed_sets import OBJECTIVES, MixedSets
 from framework.tasks.embedding.prompts import SIDES, PromptedLayout
 from framework.tasks.embedding.scores import Index, Scorer, cosine_scorer, pair_cosines, pair_scores, search_scores
 from framework.tasks.embedding.search_sets import SearchSource, search_source, set_scores, set_table
@@ -125,19 +134,22 @@ class EmbeddingTask(StepLevelTask):
         self.side = side
         if self.prompts:
             self.layout_of = PromptedLayout(self.prompts)
+        self.loss_weights = term_weights(objective, symmetric)
+        self.objectives: list[str] = [objective]
         if objective == "simcse":
-            self.loss_weights = {"contrast": 1.0}
             # Without dropout a text equals its positive, so there is nothing to search.
             self.best_metric, self.best_mode, self.scores_predictions = "loss", "min", False
         elif objective == "similarity":
-            self.loss_weights = {"cosent": 1.0}
             self.best_metric = "spearman"
-        elif objective in _TAUGHT:
-            self.loss_weights = {objective: 1.0}
-            self.best_metric = "mrr"
         else:
-            self.loss_weights = {"contrast": 0.5, "reverse_contrast": 0.5} if symmetric else {"contrast": 1.0}
             self.best_metric = "mrr"
+        self.symmetric = symmetric
+        self._own_weights = self.loss_weights
+
+    @property
+    def validation_weights(self) -> Mapping[str, float]:
+        """Returns the terms of `objective`: further training sets are not validated."""
+        return self._own_weights
 
     def build_sources(self, data: TextPairData, tokenizer: Tokenizer, seed: int) -> dict[str, SequenceSource]:
         """Reads and tokenizes the rows of each split.
@@ -145,6 +157,11 @@ class EmbeddingTask(StepLevelTask):
         Raises:
             ConfigError: The objective does not fit the kind of the rows.
         """
+        if data.more and self.head_kind != EmbeddingTask.head_kind:
+            raise ConfigError(
+                f"data.more has {next(iter(data.more))}, but {type(self).__name__} trains on one set. Set "
+                "data.more=null, or choose task=embedding."
+            )
         data = data.with_masks(tokenizer)
         pairs, judged = data.load(), data.load_judged()
         if judged and self.objective in ("similarity", "simcse"):
@@ -154,7 +171,7 @@ class EmbeddingTask(StepLevelTask):
                 "'task={objective: contrastive}' to framework.evaluate."
             )
         self._check_teacher(data)
-        fitting = {"scored": "similarity", "single": "simcse"}.get(data.kind, "contrastive")
+        fitting = FITTING[data.kind]
         if pairs.splits and fitting != ("contrastive" if self.objective in _TAUGHT else self.objective):
             raise ConfigError(
                 f"task.objective is {self.objective}, but the rows of the data are {data.kind}. Such rows need the "
@@ -169,12 +186,29 @@ class EmbeddingTask(StepLevelTask):
             read = pairs.facts[split]
             if data.kind == "scored":
                 read = replace(read, notes={"scores": range_of([float(group.answer or 0) for group in groups])})
-            sources[split] = with_facts(source, read, labels)
+            joined = self._with_more(source, data, tokenizer, seed) if split == "train" and data.more else source
+            sources[split] = with_facts(joined, read, labels)
         terms = list(self.loss_weights)
         for split, each in judged.items():
             searched_sets = search_source(each.sets, terms, tokenizer, self.max_length, self.layout_of)
             sources[split] = with_facts(searched_sets, each.facts)
         return sources
+
+    def _with_more(
+        self, source: FlatSource | DrawnPairs, data: TextPairData, tokenizer: Tokenizer, seed: int
+    ) -> MixedSets:
+        """Adds further training sets, whose objectives follow from their rows."""
+        sources, indices = {"data.train": source}, [0]
+        for name, each in data.more_data().items():
+            objective = FITTING[each.kind]
+            if objective not in self.objectives:
+                self.objectives.append(objective)
+            indices.append(self.objectives.index(objective))
+            weights = term_weights(objective, self.symmetric)
+            self.loss_weights = {**self.loss_weights, **weights}
+            rows = each.with_masks(tokenizer).load().splits["train"]
+            sources[name] = self._source(each.kind, rows, [], tokenizer, seed, list(weights))
+        return MixedSets(sources, {name: each.share for name, each in (data.more or {}).items()}, indices)
 
     def _check_teacher(self, data: TextPairData) -> None:
         """Checks that the objective reads the scores of a teacher exactly if the data has them."""
@@ -190,9 +224,15 @@ class EmbeddingTask(StepLevelTask):
             )
 
     def _source(
-        self, kind: str, groups: list[TextGroup], searched: list[TextGroup], tokenizer: Tokenizer, seed: int
+        self,
+        kind: str,
+        groups: list[TextGroup],
+        searched: list[TextGroup],
+        tokenizer: Tokenizer,
+        seed: int,
+        terms: Sequence[str] | None = None,
     ) -> FlatSource | DrawnPairs:
-        terms = list(self.loss_weights)
+        terms = list(self._own_weights) if terms is None else terms
         if kind == "scored":
             return scored_source(groups, terms, tokenizer, self.max_length, self.layout_of)
         if kind == "labelled":
@@ -216,19 +256,30 @@ class EmbeddingTask(StepLevelTask):
         return EmbeddingHead(POOLINGS[self.pooling], self.normalize)
 
     def step_loss_sums(self, rows: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Sums InfoNCE over anchors (`contrast`) and over positives (`reverse_contrast`), or the one other term."""
+        """Sums InfoNCE over anchors (`contrast`) and over positives (`reverse_contrast`), or the one other term.
+
+        With further training sets, rows of each objective are summed apart.
+        """
+        if OBJECTIVES not in rows:
+            return self._sums(self.objective, rows)
+        sums: dict[str, Tensor] = {}
+        for index, objective in enumerate(self.objectives):
+            is_own = rows[OBJECTIVES] == index
+            own = self._sums(objective, {name: value[is_own] for name, value in rows.items()})
+            sums |= {term: value + sums[term] if term in sums else value for term, value in own.items()}
+        return sums
+
+    def _sums(self, objective: str, rows: Mapping[str, Tensor]) -> dict[str, Tensor]:
         sizes = self._sizes(rows["embeddings"].shape[1])
-        if self.objective == "similarity":
+        if objective == "similarity":
             return {"cosent": mean_over_sizes(lambda cut: cosent(cut, self.temperature), rows, sizes)}
-        if self.objective in _TAUGHT:
-            losses = _TAUGHT[self.objective]
-            return {
-                self.objective: mean_over_sizes(lambda cut: taught_scores(cut, self.temperature, losses), rows, sizes)
-            }
+        if objective in _TAUGHT:
+            losses = _TAUGHT[objective]
+            return {objective: mean_over_sizes(lambda cut: taught_scores(cut, self.temperature, losses), rows, sizes)}
         # "contrastive" and "simcse".
         sums = mean_over_sizes(lambda cut: info_nce(cut, self.temperature), rows, sizes)
         # If the loss is not symmetric, the second sum has no weight and is dropped.
-        return dict(zip(self.loss_weights, sums.unbind(), strict=False))
+        return dict(zip(term_weights(objective, self.symmetric), sums.unbind(), strict=False))
 
     def _sizes(self, width: int) -> list[int]:
         return [width, *self.smaller_sizes]
@@ -298,6 +349,11 @@ class EmbeddingTask(StepLevelTask):
 
     def score(self, source: FlatSource | DrawnPairs, decoded: Sequence[np.ndarray]) -> dict[str, float]:
         """Returns `pair_scores` or `search_metrics`. Metrics of a smaller size have the size as name suffix."""
+        if isinstance(source, MixedSets):
+            raise ConfigError(
+                "the split train has several data sets (data.more), which have no common metrics. Evaluate each set "
+                "apart, or set data.more=null."
+            )
         values = {}
         for size in self._sizes(decoded[0].shape[1]):
             suffix = f"_{size}" if size in self.smaller_sizes else ""

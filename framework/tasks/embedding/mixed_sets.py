@@ -1,0 +1,123 @@
+"""Items of several training sets. Each step reads one set, and each set has its share of the steps and its objective."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from framework.batch import PackedBatch
+from framework.data.flat_source import FlatSource
+from framework.data.planning.collate import Shape, Target, pack_sequences
+from framework.data.planning.order import Shuffle
+from framework.data.planning.plan import StepSequences
+from framework.data.planning.set_order import SetShuffle
+from framework.tasks.embedding.features import DrawnPairs
+
+OBJECTIVES = "objectives"
+"""Target with the index of the objective of each sequence."""
+
+_DTYPES = {"queries": np.int64, "texts": np.int64, "scores": np.float32}
+
+
+class MixedSets:
+    """Training items of several sets, of which each step reads one (`SetShuffle`); a `SequenceSource`.
+
+    An epoch is as long as its steps of the first set need to run through that set once.
+
+    Args:
+        sources: Source of each set by name; the first is the data itself.
+        shares: Share of the steps of each further set, by name.
+        objectives: Index of the objective of each set.
+    """
+
+    def __init__(
+        self, sources: Mapping[str, FlatSource | DrawnPairs], shares: Mapping[str, float], objectives: Sequence[int]
+    ) -> None:
+        self.sources = list(sources.values())
+        self.objectives = objectives
+        sizes = [len(source) for source in self.sources]
+        first_share = 1 - sum(shares.values())
+        self._shares = [first_share, *(shares[name] for name in list(sources)[1:])]
+        self.shuffle: Shuffle = SetShuffle(names=list(sources), sizes=sizes, shares=self._shares)
+        self.max_length = max(source.max_length for source in self.sources)
+        self.max_sequence_length = max(source.max_sequence_length for source in self.sources)
+        self.group_size = max(source.group_size for source in self.sources)
+        for source in self.sources:
+            source.group_size = self.group_size
+        notes = {f"steps of {name}": f"{share:.0%}" for name, share in zip(sources, self._shares, strict=True)}
+        facts = self.sources[0].facts
+        self.facts = replace(facts, notes={**facts.notes, **notes})
+        self._length = round(sizes[0] / first_share)
+        self._starts = np.cumsum([0, *sizes])
+
+    def __len__(self) -> int:
+        return self._length
+
+    @property
+    def fingerprint(self) -> str:
+        """Returns the fingerprints of all sets."""
+        return " ".join(source.fingerprint for source in self.sources)
+
+    @property
+    def mean_length(self) -> float:
+        """Returns the mean number of tokens of an item of an epoch, special tokens included."""
+        return sum(share * source.mean_length for share, source in zip(self._shares, self.sources, strict=True))
+
+    def read_ahead(self, epoch: int, start: int, stop: int) -> None:
+        """Does nothing: everything is in memory."""
+
+    def lengths(self, epochs: np.ndarray, indices: np.ndarray) -> np.ndarray:
+        """Returns (items,) int64: tokens of each item, special tokens included."""
+        lengths = np.zeros(len(indices), dtype=np.int64)
+        for number, own, items in self._by_set(indices):
+            lengths[own] = self.sources[number].lengths(epochs[own], items)
+        return lengths
+
+    def build(self, sequences: StepSequences, step: int, shape: Shape = None) -> PackedBatch:
+        """Builds one micro-batch. All batches have the targets of all sets; those that a set lacks are 0."""
+        parts: list[tuple[int, PackedBatch]] = []
+        for number, own, items in self._by_set(sequences.indices):
+            chosen = StepSequences(sequences.epochs[own], items, sequences.sequence_ids[own])
+            parts.append((number, self.sources[number].build(chosen, step)))
+        lengths = [length for _, batch in parts for length in batch.lengths]
+        targets = {
+            name: np.concatenate([np.zeros(0, dtype), *(_target(batch, name, dtype) for _, batch in parts)])
+            for name, dtype in _DTYPES.items()
+        }
+        sizes = [batch.num_sequences for _, batch in parts]
+        targets[OBJECTIVES] = np.repeat([self.objectives[number] for number, _ in parts], sizes).astype(np.int64)
+        counts: dict[str, float] = {term: 0.0 for source in self.sources for term in _terms(source)}
+        for _, batch in parts:
+            for term, count in batch.counts.items():
+                counts[term] += count
+        packed = pack_sequences(
+            np.concatenate([np.zeros(0, np.int64), *(batch.input_ids.numpy() for _, batch in parts)]),
+            np.array(lengths, dtype=np.int64),
+            np.concatenate([np.zeros(0, np.int64), *(batch.sequence_ids.numpy() for _, batch in parts)]),
+            None,
+            {name: Target(values, "sequences") for name, values in targets.items()},
+            counts,
+            shape,
+        )
+        return replace(packed, group_size=self.group_size)
+
+    def _by_set(self, indices: np.ndarray) -> list[tuple[int, np.ndarray, np.ndarray]]:
+        """Returns for each set with items its number, the places of its items, and their indices in the set."""
+        # Without a shuffle, an epoch may be longer than all sets.
+        indices = indices % self._starts[-1]
+        numbers = np.searchsorted(self._starts[1:], indices, side="right")
+        found = ((int(number), np.flatnonzero(numbers == number)) for number in np.unique(numbers))
+        return [(number, own, indices[own] - self._starts[number]) for number, own in found]
+
+
+def _target(batch: PackedBatch, name: str, dtype: Any) -> np.ndarray:
+    if name in batch.targets:
+        return batch.targets[name].numpy()[: batch.num_sequences].astype(dtype)
+    return np.zeros(batch.num_sequences, dtype)
+
+
+def _terms(source: FlatSource | DrawnPairs) -> list[str]:
+    """Returns the loss terms of a source: those of an empty micro-batch."""
+    none = np.zeros(0, dtype=np.int64)
+    return list(source.build(StepSequences(none, none, none), 0).counts)
