@@ -1,4 +1,4 @@
-"""Items of several training sets. Each step reads one set, and each set has its share of the steps and its objective."""
+"""Items of several training sets. A step reads one set. Each set has a share of the steps, and an objective."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
