@@ -226,6 +226,11 @@ class SequenceClassificationTask(Task):
         return window_source(texts, answers, self.problem, tokenizer, *sizes, records, groups)
 
     @property
+    def class_scores(self) -> Mapping[str, str]:
+        """Returns the logits of single labels; those of several labels and of numbers are no softmax."""
+        return {"logits": "labels"} if self.problem_name == "single_label" else {}
+
+    @property
     def fields(self) -> tuple[str, ...]:
         """Returns the field of the text, and for pairs that of the second text."""
         return ("text", "pair") if self.has_pairs else ("text",)

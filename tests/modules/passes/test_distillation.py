@@ -21,8 +21,10 @@ from framework.distributed.parallel.sharding import DEFAULT_SHARDING
 from framework.errors import ConfigError
 from framework.modules.passes.distillation import TERM, Distillation, Match
 from framework.modules.passes.model_passes import ModelPasses
+from framework.modules.passes.r_drop import RDrop
 from framework.modules.passes.teacher import Teacher
 from framework.nn.initialization import initial_values
+from framework.tasks.sequence_classification.task import SequenceClassificationTask
 from tests.support.processes.workers import WorkerPool
 from tests.support.training.distilled import MATCHES, TEACHER_CONFIG, distilled_module, toy_teacher
 from tests.support.training.tiny_run import rows
@@ -174,6 +176,15 @@ def followed(match: Match, **settings: object) -> Distillation:
     distillation = Distillation("x", match, **settings)  # type: ignore[arg-type]
     distillation.follow(toy_teacher(), build_module(task=ToyTask()).model)
     return distillation
+
+
+@pytest.mark.parametrize("problem", ["multi_label", "regression"])
+def test_problems_without_a_softmax_have_no_logits_to_compare(problem: str) -> None:
+    task, model = SequenceClassificationTask(problem=problem), build_module(task=ToyTask()).model
+    for regularization in (Distillation("x"), RDrop(1.0)):
+        with pytest.raises(ConfigError, match="SequenceClassificationTask has no class scores"):
+            regularization.check(task, model)
+    Distillation("x", "hidden").check(task, model)
 
 
 def test_layers_and_heads_follow_from_the_models() -> None:
