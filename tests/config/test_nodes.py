@@ -1,13 +1,14 @@
 """The checker of config nodes: keys, types, nested parts, and its messages."""
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import pytest
 
-from framework.config.nodes import Component, check_arguments, check_component, check_value
+from framework.config.nodes import Component, check_arguments, check_component, check_value, hints_of
 from framework.errors import ConfigError
 
 
@@ -135,3 +136,28 @@ def test_a_supplied_value_may_be_omitted_or_null_or_given():
     required = check_component("part", {"_target_": PART, "size": None}, supplied=("size",))
     assert required.build(size=5).size == 5
     assert check_component("part", {"_target_": PART, "size": 6}, supplied=("size",)).build(size=5).size == 6
+
+
+@dataclass(frozen=True)
+class Edges:
+    is_flat: ClassVar[bool] = True
+    width: int = 1
+    colour: str | None = None
+
+
+class Framed:
+    def __init__(self, name: str, edges: Edges = Edges()) -> None:
+        self.name, self.edges = name, edges
+
+
+def test_the_fields_of_a_flat_group_are_keys_beside_the_others():
+    node = {"_target_": f"{__name__}.Framed", "name": "a", "width": 3}
+    assert check_component("frame", node).build().edges == Edges(3)
+    assert hints_of(Framed)["width"] is int
+    for wrong, message in (
+        ({"widht": 3}, "unknown config key `frame.widht`. Did you mean `width`"),
+        ({"edges": {}}, "unknown config key `frame.edges`"),
+        ({"width": "x"}, "`frame.width` is 'x'. It must be a whole number"),
+    ):
+        with pytest.raises(ConfigError, match=re.escape(message)):
+            check_component("frame", {**node, **wrong})

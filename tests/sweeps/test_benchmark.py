@@ -122,8 +122,13 @@ def test_a_job_waits_for_the_run_it_starts_from_and_fails_with_it(sweep):
     sweep.roles = {}
     assert sweep("hydra.launcher.jobs_at_once=2").code == 0
     assert set(states().values()) == {"finished"}
+    # Jobs look for the id of a run in the folder of the sweep, so they get its path.
+    Path("runs/start").mkdir()
+    Path("runs/start/config.yaml").write_text("seed: 0\n")
     sweep.line = [*LINE, "glue=rte,cola", "seed=0"]
     ended = sweep(folder="runs/other")
+    config = yaml.safe_load(Path("runs/other/other-glue_cola/config.yaml").read_text())
+    assert config["init_from"] == "runs/start"
     assert "other: RTE starts from init_from, because this sweep does not train MNLI" in ended.out
 
 
