@@ -24,6 +24,14 @@ class LayerNorm(nn.Module):
         """Maps (..., hidden) of any floating dtype to (..., hidden) fp32."""
         return self.scaled(x)
 
+    def run_idle(self, like: Tensor) -> None:
+        """Runs the module on a row of zeros, for hooks that wait until each module has run.
+
+        Args:
+            like: Tensor of the dtype and device of the row.
+        """
+        self(like.new_zeros(1, self.weight.shape[0]))
+
     def scaled(self, x: Tensor) -> Tensor:
         """Returns the norm of (..., hidden), with weight and bias."""
         bias = None if self.bias is None else self.bias.float()
@@ -91,6 +99,11 @@ class ResidualNorm(LayerNorm):
             normed = self.scaled(total)
             results = {"sum": total, "normed": normed, "operand": normed}
         return tuple(results[name] for name in outputs)
+
+    def run_idle(self, like: Tensor) -> None:
+        """Runs the module on a row of zeros, see `LayerNorm.run_idle`."""
+        rows = like.new_zeros(1, self.weight.shape[0])
+        self(rows, rows, HashedDropout(0.0, "idle"), None, ("normed",))
 
 
 class ResidualRMSNorm(RMSNorm, ResidualNorm):

@@ -18,7 +18,9 @@ from framework.errors import ConfigError
 from framework.models.config import EncoderConfig
 from framework.models.encoder import TransformerEncoder
 from framework.nn.dropout import dropout_base, token_keys
+from framework.nn.norm import LayerNorm, ResidualNorm
 from framework.nn.sampling import draw_classes
+from framework.tasks.pooling import pool_first
 from framework.tasks.pretraining.generator import GeneratorSize
 from framework.tasks.pretraining.replaced_tokens import ReplacedTokensTask
 from framework.tasks.pretraining.replaced_tokens_head import KEYS, LABELS, ReplacedTokensHead
@@ -165,6 +167,17 @@ def test_dropout_of_the_generator_differs_from_that_of_the_discriminator(store: 
     encoder.embeddings.dropout.register_forward_hook(lambda module, args, output: seen.append(args[1]))
     TaskModel(encoder, head)(batch, keys)
     assert torch.equal(seen[1], keys) and not (seen[0] == keys).any()
+
+
+def test_all_norms_run_if_a_pooling_replaces_the_head(store: Path):
+    """The norms are one group of FSDP2, which torch before 2.13 gathers anew only after all of them have run."""
+    model, run = model_of(task_of("none")), []
+    norms = [module for module in model.modules() if isinstance(module, LayerNorm)]
+    for module in norms:
+        module.register_forward_hook(lambda module, args, output: run.append(module))
+    with torch.no_grad():
+        model(build(sources_of(store)["train"], range(3)), pooling=pool_first)
+    assert set(run) == set(norms) and any(isinstance(module, ResidualNorm) for module in model.head.modules())
 
 
 def test_metrics_of_written_out_scores():
