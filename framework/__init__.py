@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from framework.trained_model import load as load
 
-_COMMANDS = ("audit", "evaluate", "explain", "export", "mine", "predict", "prepare", "report", "train")
+_COMMANDS = ("audit", "evaluate", "explain", "export", "mine", "plan", "predict", "prepare", "report", "train")
 
 
 def __getattr__(name: str) -> Any:

@@ -9,6 +9,7 @@ import sys
 
 COMMANDS = {
     "prepare": "turn text into a vocabulary and a token store",
+    "plan": "compute memory, traffic, time and cost of a run on any number of GPUs",
     "train": "pre-train or fine-tune an encoder, or resume a run",
     "evaluate": "measure a run, a checkpoint or an export on a split",
     "predict": "predict each row of a file, in order",

@@ -10,12 +10,10 @@ import torch
 from typing_extensions import override
 
 from framework.data.planning.auto_budget import (
-    CPU_BUDGET,
     GRAPH_MEMORY_FRACTION,
     MEMORY_FRACTION,
     Trial,
-    even_budget,
-    largest_budget,
+    best_budget,
     trial_batch,
 )
 from framework.distributed.memory import DeviceMemory
@@ -40,26 +38,21 @@ class AutoBudget(pl.Callback):
         Collective: all ranks must call.
         """
         data: Any = trainer.datamodule  # type: ignore[attr-defined]
-        plan, smallest = data.plans["train"], data.longest_sequence
-        step_tokens = plan.global_batch_size * plan.source.mean_length / plan.num_ranks
-        most = max(smallest, int(2 * step_tokens))
-        largest = max(smallest, CPU_BUDGET)
-        if self.memory is not None:
-            memory = self.memory
+        plan, smallest, memory = data.plans["train"], data.longest_sequence, self.memory
+        if memory is None:
+            data.set_budget(best_budget(plan, smallest, None))
+            return
 
-            def attempt(tokens: int) -> Trial:
-                batch = trial_batch(plan.source, tokens, data.max_steps, data.shapes("train", tokens)).to(
-                    pl_module.device
-                )
-                before = memory.start()
-                pl_module.runner.run_trial(batch)
-                measured = torch.tensor([batch.num_tokens, memory.peak(), before], dtype=torch.float64)
-                tokens_, peak, held = max_over_ranks(measured.to(pl_module.device)).tolist()
-                return Trial(int(tokens_), peak, held)
+        def attempt(tokens: int) -> Trial:
+            batch = trial_batch(plan.source, tokens, data.max_steps, data.shapes("train", tokens)).to(pl_module.device)
+            before = memory.start()
+            pl_module.runner.run_trial(batch)
+            measured = torch.tensor([batch.num_tokens, memory.peak(), before], dtype=torch.float64)
+            tokens_, peak, held = max_over_ranks(measured.to(pl_module.device)).tolist()
+            return Trial(int(tokens_), peak, held)
 
-            fraction = MEMORY_FRACTION if pl_module.build_graphs is None else GRAPH_MEMORY_FRACTION
-            limit = -max_over_ranks(
-                torch.tensor(-fraction * memory.available(), dtype=torch.float64, device=pl_module.device)
-            ).item()
-            largest = largest_budget(attempt, smallest, most, limit)
-        data.set_budget(even_budget(largest, step_tokens, smallest))
+        fraction = MEMORY_FRACTION if pl_module.build_graphs is None else GRAPH_MEMORY_FRACTION
+        limit = -max_over_ranks(
+            torch.tensor(-fraction * memory.available(), dtype=torch.float64, device=pl_module.device)
+        ).item()
+        data.set_budget(best_budget(plan, smallest, attempt, limit))

@@ -14,7 +14,7 @@ import numpy as np
 from framework.batch import PackedBatch
 from framework.data.planning.collate import FixedShape, Shape
 from framework.data.planning.fixed_shapes import FixedShapes, Shapes
-from framework.data.planning.plan import SequenceSource, StepSequences
+from framework.data.planning.plan import SequenceSource, StepPlan, StepSequences
 
 CPU_BUDGET = 4096
 """Budget on the CPU, where memory does not limit a micro-batch and larger ones run no faster."""
@@ -72,6 +72,24 @@ def even_budget(largest: int, step_tokens: float, smallest: int) -> int:
     """Returns the budget that splits a rank's tokens of a step into the fewest possible micro-batches of equal size."""
     count = ceil(_SLACK * step_tokens / largest)
     return min(largest, max(smallest, ceil(_SLACK * step_tokens / count)))
+
+
+def best_budget(
+    plan: StepPlan, smallest: int, attempt: Callable[[int], Trial] | None, limit_bytes: float = float("inf")
+) -> int:
+    """Returns the budget that splits the steps of a plan evenly and fits in memory.
+
+    Args:
+        plan: Plan of training.
+        smallest: Smallest possible budget, which is the longest sequence of any split.
+        attempt: Function that runs a micro-batch (`largest_budget`); None on the CPU, where memory is not a limit.
+        limit_bytes: Memory limit.
+    """
+    step_tokens = plan.global_batch_size * plan.source.mean_length / plan.num_ranks
+    largest = max(smallest, CPU_BUDGET)
+    if attempt is not None:
+        largest = largest_budget(attempt, smallest, max(smallest, int(2 * step_tokens)), limit_bytes)
+    return even_budget(largest, step_tokens, smallest)
 
 
 def trial_batch(source: SequenceSource, tokens: int, max_steps: int, shapes: Shapes) -> PackedBatch:

@@ -1,0 +1,155 @@
+"""Runs one step of each phase of a run on fake tensors, as rank 0 of any number of ranks."""
+
+import contextlib
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicOutputShapeException
+
+from framework.batch import StepBatch
+from framework.config.assembly import AssembledPhase, assemble_run
+from framework.data.planning.auto_budget import MEMORY_FRACTION, Trial, best_budget, trial_batch
+from framework.distributed.mesh import MeshShape, build_mesh
+from framework.distributed.processes.environment import ProcessInfo
+from framework.errors import ConfigError
+from framework.planning.fake_cuda import CPU, CUDA, fake_cuda
+from framework.planning.fake_world import fake_environment, fake_process_group
+from framework.planning.recorder import Work
+from framework.planning.step_record import RecordedModule, StepRecord
+
+TRACED_MICRO_BATCHES = 2
+"""Micro-batches of the step that is traced. All but the last one of a step do the same."""
+
+
+@dataclass(frozen=True)
+class PhaseRecord:
+    """One step of a phase, or of a run without phases, on rank 0.
+
+    Attributes:
+        phase: The phase with its components.
+        shape: Number of ranks along each mesh axis.
+        num_micro_batches: Micro-batches of a rank in a step.
+        tokens: Real tokens of a step over all ranks.
+        sequences: Sequences of a step over all ranks.
+        step: Record of a step of the largest micro-batches of a rank.
+        traced: Number of micro-batches in that record.
+        traced_lengths: Lengths of the sequences in that record.
+        predicted: Words that are predicted in that record.
+    """
+
+    phase: AssembledPhase
+    shape: MeshShape
+    num_micro_batches: int
+    tokens: int
+    sequences: int
+    step: StepRecord
+    traced: int
+    traced_lengths: tuple[int, ...]
+    predicted: float
+
+    @property
+    def traced_tokens(self) -> int:
+        """Returns the real tokens in the record."""
+        return sum(self.traced_lengths)
+
+    @property
+    def work(self) -> Work:
+        """Returns the work of a whole step on one rank, as if all of its micro-batches were the largest."""
+        return self.step.work.plus(self.step.repeated, self.num_micro_batches - self.traced)
+
+
+def record_phases(
+    config: Mapping[str, Any],
+    info: ProcessInfo,
+    device_type: str = "cpu",
+    granularity: int = 1,
+    limit_bytes: float | None = None,
+) -> list[PhaseRecord]:
+    """Assembles a run as training does, and records a step of each phase. Layers are not compiled.
+
+    Args:
+        config: Resolved config of `framework.train`.
+        info: Rank 0 of the planned ranks. None of them needs to exist.
+        device_type: "cpu" or "cuda".
+        granularity: Bytes to a multiple of which a block of memory is rounded up.
+        limit_bytes: Memory of a rank, which limits an automatic token budget; None: it is not a limit.
+
+    Raises:
+        FrameworkError: The config cannot be run, or a step depends on values, which fake tensors do not have.
+    """
+    strategy = {**config["strategy"], "compile": "none", "graph": False}
+    with fake_environment(info), fake_cuda() if device_type == "cuda" else contextlib.nullcontext():
+        run = assemble_run({**config, "strategy": strategy, "check": info.world_size}, info, device_type)
+        return [record_phase(phase, info, device_type, granularity, limit_bytes) for phase in run.phases]
+
+
+def record_phase(
+    phase: AssembledPhase, info: ProcessInfo, device_type: str, granularity: int, limit_bytes: float | None = None
+) -> PhaseRecord:
+    """Records a step of an assembled phase. Its module cannot be used afterwards.
+
+    Args:
+        phase: Assembled phase.
+        info: As in `record_phases`.
+        device_type: As in `record_phases`.
+        granularity: As in `record_phases`.
+        limit_bytes: As in `record_phases`.
+    """
+    plan, strategy = phase.data.plans["train"], phase.settings.strategy
+    shape = strategy.shape(info.world_size)
+    with _fake_ranks(info), _naming(phase):
+        mesh = build_mesh(strategy.name, shape, "cpu")  # on which fake tensors are
+        device = CUDA if device_type == "cuda" else CPU
+        recorded = RecordedModule(phase.module, strategy.name, mesh, device, info.local_world_size, granularity)
+        if phase.settings.trainer.micro_batch_tokens == "auto":
+            phase.data.set_budget(_best_budget(phase, recorded, limit_bytes))
+        number = phase.parts.max_steps - 1  # the batch has grown to its full size
+        shares = plan.micro_batches(number, 0)
+        largest = sorted(shares, key=lambda share: -int(plan.source.lengths(share.epochs, share.indices).sum()))
+        batches = tuple(plan.source.build(share, number, share.shape) for share in largest[:TRACED_MICRO_BATCHES])
+        record = recorded.record(StepBatch(number, plan.epoch(number), batches))
+    sequences, term = plan.sequences(number), phase.parts.task.vocabulary_term
+    return PhaseRecord(
+        phase,
+        shape,
+        len(shares),
+        int(plan.source.lengths(sequences.epochs, sequences.indices).sum()),
+        len(sequences),
+        record,
+        len(batches),
+        tuple(length for batch in batches for length in batch.lengths[: batch.num_sequences]),
+        0.0 if term is None else sum(batch.counts[term] for batch in batches),
+    )
+
+
+def _best_budget(phase: AssembledPhase, recorded: RecordedModule, limit_bytes: float | None) -> int:
+    """Returns the token budget that training would choose (`framework.callbacks.auto_budget`)."""
+    data, plan = phase.data, phase.data.plans["train"]
+
+    def attempt(tokens: int) -> Trial:
+        shapes = data.shapes("train", tokens)
+        return recorded.run_trial(trial_batch(plan.source, tokens, data.max_steps, shapes))
+
+    if limit_bytes is None:
+        return best_budget(plan, data.longest_sequence, None)
+    return best_budget(plan, data.longest_sequence, attempt, MEMORY_FRACTION * limit_bytes)
+
+
+@contextlib.contextmanager
+def _fake_ranks(info: ProcessInfo) -> Iterator[None]:
+    with fake_process_group(info) if info.world_size > 1 else contextlib.nullcontext():
+        yield
+
+
+@contextlib.contextmanager
+def _naming(phase: AssembledPhase) -> Iterator[None]:
+    """Context in which a step that reads values of tensors is reported as one that cannot be planned."""
+    try:
+        yield
+    except (DataDependentOutputException, DynamicOutputShapeException) as error:
+        raise ConfigError(
+            f"a step of task {type(phase.parts.task).__name__} under precision={phase.module.precision.name} reads "
+            f"values of tensors ({error}). A plan has only their shapes. Plan a config of the same model and lengths "
+            "without this task or precision."
+        ) from error

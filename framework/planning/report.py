@@ -1,0 +1,163 @@
+"""Text of a plan: rows of (name, text) for each phase, as `framework.plan` prints them."""
+
+import math
+from collections.abc import Iterator, Sequence
+
+from framework.models.accounting import training_flops
+from framework.planning.drawn_store import Lengths
+from framework.planning.estimate import StepTime, attention_flops, step_time, traffic_of
+from framework.planning.fake_run import PhaseRecord
+from framework.planning.hardware import GIGA, TERA, Hardware
+from framework.planning.settings import PlanSettings
+
+Row = tuple[str, str]
+
+_HOUR, _DAY = 3600.0, 86400.0
+
+
+def required_bytes(record: PhaseRecord, hardware: Hardware) -> float:
+    """Returns the memory of a rank with fragments and reserves."""
+    return record.step.peak.num_bytes * (1 + hardware.fragment_share) + GIGA * hardware.reserve_gb
+
+
+def fits(record: PhaseRecord, hardware: Hardware) -> bool:
+    """Returns True if a rank has memory for a step."""
+    return required_bytes(record, hardware) <= GIGA * hardware.memory_gb
+
+
+def describe_phase(record: PhaseRecord, hardware: Hardware, plan: PlanSettings, lengths: Lengths | None) -> list[Row]:
+    """Describes the plan of a phase, or of a run without phases."""
+    time = step_time(record, hardware)
+    return [
+        *_model(record, plan),
+        *_memory(record, hardware),
+        *_traffic(record, hardware),
+        *_time(record, hardware, plan, time),
+        *_run(record, hardware, plan, time, lengths),
+    ]
+
+
+def _model(record: PhaseRecord, plan: PlanSettings) -> Iterator[Row]:
+    parts, shape = record.phase.parts, record.shape
+    parameters = list(parts.model.parameters())
+    trained = sum(each.numel() for each in parameters if each.requires_grad)
+    total = sum(each.numel() for each in parameters)
+    frozen = "" if trained == total else f", {trained:,} of them trained"
+    yield "parameters", f"{total:,}{frozen}"
+    strategy, precision = record.phase.settings.strategy.name, record.phase.module.precision.name
+    axes = f"{shape.replicate} copies x {shape.shard} shards x {shape.tensor} tensor parallel"
+    yield "ranks", f"{plan.nodes} x {plan.gpus_per_node} under strategy={strategy}: {axes}, {precision}"
+    budget = record.phase.data.plans["train"].micro_batch_tokens
+    yield (
+        "step",
+        f"{record.sequences:,} sequences, {record.tokens:,} tokens, {record.num_micro_batches} micro-batches of a rank "
+        f"of up to {budget:,} tokens",
+    )
+    idle = shape.data_parallel_size - record.sequences
+    if idle > 0:
+        yield (
+            "warning",
+            f"{idle:,} of {shape.data_parallel_size:,} data-parallel ranks have no sequence in a step. Use at most "
+            f"{record.sequences:,} of them, or set trainer.global_batch_size to at least {shape.data_parallel_size}.",
+        )
+
+
+def _memory(record: PhaseRecord, hardware: Hardware) -> Iterator[Row]:
+    peak, required = record.step.peak, required_bytes(record, hardware)
+    kinds = ", ".join(f"{kind} {_gb(size)}" for kind, size in peak.by_kind.items() if size)
+    yield "memory of a rank", f"{_gb(peak.num_bytes)} at the peak: {kinds}"
+    reserves = f"{_gb(GIGA * hardware.reserve_gb)} for the device's own needs"
+    reserves += f" and {hardware.fragment_share:.0%} for fragments"
+    verdict = "fits" if fits(record, hardware) else "DOES NOT FIT"
+    yield "", f"{_gb(required)} with {reserves}, of {_gb(GIGA * hardware.memory_gb)}: {verdict}"
+    for block in peak.largest:
+        shape = " x ".join(map(str, block.shape))
+        yield "", f"{_gb(block.num_bytes):>10}  {block.kind}, {shape} {block.dtype}: {block.origin}"
+
+
+def _traffic(record: PhaseRecord, hardware: Hardware) -> Iterator[Row]:
+    name = "collectives"
+    for row in traffic_of(record.work.collectives, hardware):
+        where = "within nodes" if row.nodes == 1 else f"between {row.nodes} nodes"
+        yield (
+            name,
+            f"{row.count:,} {row.name} on {row.axis} ({row.num_ranks:,} ranks, {where}): {_gb(row.num_bytes)}, "
+            f"{_seconds(sum(row.seconds))} at full rate",
+        )
+        name = ""
+    if name:
+        yield name, "none"
+    elif record.num_micro_batches > record.traced:
+        yield "", f"for {record.num_micro_batches} micro-batches, of which {record.traced} were traced"
+
+
+def _time(record: PhaseRecord, hardware: Hardware, plan: PlanSettings, time: StepTime) -> Iterator[Row]:
+    ranks = plan.nodes * plan.gpus_per_node
+    attention = attention_flops(record) if hardware.device == "cuda" else 0.0
+    flops = sum(record.work.flops.values())
+    fused = f" and {attention / TERA:,.2f} of fused attention" if attention else ""
+    yield "operations of a rank", f"{flops / TERA:,.2f} TFLOP of matrix products{fused}"
+    yield (
+        "parts at full rate",
+        f"matrix products {_seconds(time.products + time.attention)}, other operators {_seconds(time.memory)}, "
+        f"collectives {_seconds(time.links)} and {_seconds(time.latency)} of latency",
+    )
+    yield (
+        "step time",
+        f"{_seconds(time.expected)}, from {_seconds(time.lowest)} to {_seconds(time.highest)}; {time.bound} takes "
+        "longest",
+    )
+    rates = [record.tokens / seconds for seconds in (time.expected, time.highest, time.lowest)]
+    yield "tokens a second", f"{rates[0]:,.0f}, from {rates[1]:,.0f} to {rates[2]:,.0f}"
+    scale = record.num_micro_batches / record.traced
+    model = training_flops(record.phase.parts.config, record.traced_lengths, record.predicted) * scale
+    dtype = str(record.phase.module.precision.compute_dtype).removeprefix("torch.")
+    usage = model / (time.expected * hardware.peak_flops(dtype))
+    yield "MFU", f"{usage:.0%} of {hardware.peak_flops(dtype) / TERA:,.0f} TFLOP/s, on {ranks:,} x {hardware.name}"
+
+
+def _run(
+    record: PhaseRecord, hardware: Hardware, plan: PlanSettings, time: StepTime, lengths: Lengths | None
+) -> Iterator[Row]:
+    parts, ranks = record.phase.parts, plan.nodes * plan.gpus_per_node
+    steps = parts.max_steps - parts.first_step
+    seconds = [steps * each for each in (time.expected, time.lowest, time.highest)]
+    hours = [ranks * each / _HOUR for each in seconds]
+    text = f"{steps:,} steps in {_duration(seconds[0])}, from {_duration(seconds[1])} to {_duration(seconds[2])}"
+    yield "run", f"{text}; {hours[0]:,.0f} GPU hours, from {hours[1]:,.0f} to {hours[2]:,.0f}"
+    if hardware.price_per_hour is not None:
+        costs = [each * hardware.price_per_hour for each in hours]
+        yield "cost", f"{costs[0]:,.0f}, from {costs[1]:,.0f} to {costs[2]:,.0f}"
+    parts_of_weights = record.shape.shard * record.shape.tensor
+    size = (record.step.weights_bytes + record.step.optimizer_bytes) * parts_of_weights
+    writing = size / (GIGA * hardware.storage_gb_per_second * math.ceil(parts_of_weights / plan.gpus_per_node))
+    yield "checkpoint", f"about {_gb(size)}, written in {_seconds(writing)}"
+    source = record.phase.data.plans["train"].source
+    tokens = len(source) * source.mean_length if lengths is None else float(lengths.documents * lengths.mean)
+    trained = float(steps) * record.tokens
+    yield "data", f"{trained:,.0f} tokens in these steps, {trained / tokens:,.2f} epochs of {tokens:,.0f} tokens"
+
+
+def describe_plan(
+    records: Sequence[PhaseRecord], hardware: Hardware, plan: PlanSettings, lengths: Lengths | None
+) -> list[Row]:
+    """Describes the plan of all phases of a run, and what was left out."""
+    rows: list[Row] = []
+    for record in records:
+        if record.phase.phase.name:
+            rows.append(("phase", record.phase.phase.name))
+        rows += describe_phase(record, hardware, plan, lengths)
+    not_planned = "compiled layers, CUDA graphs, growth of the batch, validation, and waiting for data"
+    return [*rows, ("not planned", not_planned)]
+
+
+def _gb(num_bytes: float) -> str:
+    return f"{num_bytes / GIGA:,.2f} GB" if num_bytes >= 1e7 else f"{num_bytes / 1e6:,.2f} MB"
+
+
+def _seconds(seconds: float) -> str:
+    return f"{seconds:,.2f} s" if seconds >= 1 else f"{1000 * seconds:,.1f} ms"
+
+
+def _duration(seconds: float) -> str:
+    return f"{seconds / _DAY:,.1f} days" if seconds >= 2 * _DAY else f"{seconds / _HOUR:,.1f} hours"

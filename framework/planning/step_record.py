@@ -1,0 +1,162 @@
+"""Runs the steps of a module under a recorder, on real or on fake tensors."""
+
+import gc
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, replace
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.distributed.device_mesh import DeviceMesh
+
+from framework.batch import PackedBatch, StepBatch
+from framework.data.planning.auto_budget import Trial
+from framework.modules.encoder_module import EncoderModule
+from framework.optim.shards import local
+from framework.planning.fake_world import as_fake, fake_batch
+from framework.planning.memory import LiveMemory, Peak
+from framework.planning.recorder import StepRecorder, Work
+
+
+@dataclass(frozen=True)
+class StepRecord:
+    """Memory and work of a training step on one rank.
+
+    Attributes:
+        weights_bytes: Bytes of this rank's part of the weights.
+        optimizer_bytes: Bytes of this rank's part of the optimizer's state.
+        buffers_bytes: Bytes of the buffers of the model.
+        peak: Memory at the peak of the step.
+        work: Work of the step.
+        repeated: Part of the work that each micro-batch except the last one does. It is 0 in a step of one.
+    """
+
+    weights_bytes: int
+    optimizer_bytes: int
+    buffers_bytes: int
+    peak: Peak
+    work: Work
+    repeated: Work
+
+
+class RecordedModule:
+    """Module whose weights and optimizer exist, and whose steps are recorded.
+
+    Args:
+        module: Module, its weights on the meta device.
+        strategy: One of `framework.distributed.mesh.STRATEGIES`.
+        mesh: Mesh of the strategy; None: a single process.
+        device: Device on which the model computes.
+        gpus_per_node: Number of consecutive ranks on one node.
+        granularity: Bytes to a multiple of which a block of memory is rounded up.
+        is_fake: False records real tensors, which shows that fake ones tell the truth.
+    """
+
+    def __init__(
+        self,
+        module: EncoderModule,
+        strategy: str,
+        mesh: DeviceMesh | None,
+        device: torch.device,
+        gpus_per_node: int,
+        granularity: int = 1,
+        is_fake: bool = True,
+    ) -> None:
+        self.module = module
+        self.device = device
+        self._mode = FakeTensorMode(allow_non_fake_inputs=True) if is_fake else None
+        self.memory = LiveMemory(granularity)
+        self.recorder = StepRecorder(self.memory, mesh, gpus_per_node)
+        if is_fake:
+            _take_shapes_only(module, device)
+        with self._recording():
+            module.place(strategy, mesh, device)
+            _use_dense_gradients(module)
+            self.optimizer = module.configure_optimizers()
+        self._weights = list(module.model.parameters())  # FSDP replaces them while they are gathered
+        self.weights_bytes = self.memory.keep(_stored(self._weights), "weights")
+        self.optimizer_bytes = self.memory.keep(_stored(self.optimizer.named_state().values()), "optimizer")
+        self.buffers_bytes = self.memory.keep(_stored(module.model.buffers()), "buffers")
+
+    def record(self, step: StepBatch) -> StepRecord:
+        """Runs a step three times: as a first step, which creates more; to find its peak; and to read the peak.
+
+        The first step runs one micro-batch. Collective if there is a mesh: all ranks must call.
+        """
+        if self._mode is not None:
+            step = as_fake(step, self._mode)
+        with self._recording():
+            self.module.runner.run(replace(step, micro_batches=step.micro_batches[-1:]), self.optimizer, self._update)
+            gc.collect()
+            for batch in step.micro_batches:
+                tensors = [batch.input_ids, batch.position_ids, batch.sequence_ids, *batch.targets.values()]
+                for tensor in tensors:
+                    self.memory.add(tensor, "loader")
+                self.memory.keep(tensors, "data")
+            for is_second in (False, True):
+                self.recorder.begin(is_second)
+                self.module.runner.run(step, self.optimizer, self._update)
+                gc.collect()
+        work, repeated = Work(), Work()
+        for activity, part in self.recorder.work.items():
+            work = work.plus(part)
+            if len(step.micro_batches) > 1 and activity.endswith(" of micro-batch 1"):
+                repeated = repeated.plus(part)
+        return StepRecord(
+            self.weights_bytes, self.optimizer_bytes, self.buffers_bytes, self.memory.read_peak(), work, repeated
+        )
+
+    def run_trial(self, batch: PackedBatch) -> Trial:
+        """Runs a trial of one micro-batch (`StepRunner.run_trial`)."""
+        num_tokens = batch.num_tokens
+        if self._mode is not None:
+            batch = fake_batch(batch, self._mode)
+        with self._recording():
+            self.recorder.begin()
+            before = self.memory.now
+            self.module.runner.run_trial(batch)
+        return Trial(num_tokens, self.memory.peak, before)
+
+    @contextmanager
+    def _recording(self) -> Iterator[None]:
+        with self._mode or nullcontext(), self.recorder.watching(self.module.model), _without_collection():
+            yield
+
+    def _update(self) -> None:
+        self.memory.mark(_stored(weight.grad for weight in self._weights if weight.grad is not None), "gradients")
+        self.optimizer.step()
+
+
+def _stored(tensors: Iterable[Tensor]) -> list[Tensor]:
+    own = [local(tensor).detach() for tensor in tensors]
+    return [tensor._values() if tensor.is_sparse else tensor for tensor in own]
+
+
+@contextmanager
+def _without_collection() -> Iterator[None]:
+    """Context in which memory is freed by reference counts alone, so that equal steps have equal peaks."""
+    gc.collect()
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.enable()
+
+
+def _use_dense_gradients(module: EncoderModule) -> None:
+    """Makes the gradients of embeddings dense. The rows of a sparse one are values, and only the CPU has them."""
+    for table in module.model.modules():
+        if isinstance(table, nn.Embedding):
+            table.sparse = False
+
+
+def _take_shapes_only(module: EncoderModule, device: torch.device) -> None:
+    """Makes a module start from weights without values. Fake weights have none, and drawing them takes minutes."""
+
+    def empty(model: nn.Module) -> Iterator[tuple[str, Callable[[], Tensor]]]:
+        for name, parameter in model.named_parameters():
+            yield name, partial(torch.empty, parameter.shape, device=device)
+
+    module.initial_values = empty

@@ -1,0 +1,84 @@
+"""A step on fake tensors and fake ranks does what the same step does on real ranks."""
+
+import os
+
+import pytest
+import torch
+import torch.distributed as dist
+
+from framework.batch import StepBatch
+from framework.data.planning.plan import StepPlan
+from framework.distributed.mesh import build_mesh, mesh_shape
+from framework.distributed.processes.environment import ProcessInfo, process_info
+from framework.modules.encoder_module import EncoderModule
+from framework.nn.attention_cpu import _kept_groups
+from framework.nn.lora import LoraSettings
+from framework.optim.parameter_groups import AdamW, Lamb, Muon
+from framework.planning.fake_world import fake_process_group
+from framework.planning.memory import KINDS
+from framework.planning.step_record import RecordedModule, StepRecord
+from tests.support.needs import slow
+from tests.support.processes.workers import WorkerPool
+from tests.support.training.toy_run import SEED, ToySource, build_module
+
+CPU = torch.device("cpu")
+
+
+def module_of(kind: str) -> EncoderModule:
+    if kind == "lora":
+        return build_module(adapter=LoraSettings(2, 4.0, ("query", "value")))
+    module = build_module(ema_decay=0.9 if kind == "ema" else None)
+    settings = {"muon": Muon(AdamW(lr=0.01), lr=0.01), "lamb": Lamb(lr=0.01)}.get(kind)
+    if settings is not None:
+        module.build_optimizer = lambda model: settings.build(model.named_parameters(), {}, torch.float32)
+    return module
+
+
+def recorded(kind: str, strategy: str, info: ProcessInfo, is_fake: bool) -> StepRecord:
+    shape = mesh_shape(strategy, info.world_size, 2 if strategy == "hsdp" else None)
+    mesh = build_mesh(strategy, shape, "cpu")
+    plan = StepPlan(ToySource(37), SEED, 12, 24, shape.data_parallel_size, wraps_epochs=True)
+    step = StepBatch(0, 0, tuple(plan.batches(0, shape.data_parallel_rank(info.rank))))
+    assert len(step.micro_batches) > 1
+    return RecordedModule(module_of(kind), strategy, mesh, CPU, info.local_world_size, is_fake=is_fake).record(step)
+
+
+def both(strategy: str, *kinds: str) -> list[tuple[StepRecord, StepRecord]]:
+    """Returns the records of real and of fake ranks for each kind; none on other ranks than the first."""
+    info = process_info()
+    real = []
+    for kind in kinds:
+        _kept_groups.cache_clear()  # a cache that an earlier step has filled is not memory of this one
+        real.append(recorded(kind, strategy, info, False))
+    dist.barrier()
+    dist.destroy_process_group()
+    try:
+        if info.rank == 0:
+            with fake_process_group(info):
+                return [(each, recorded(kind, strategy, info, True)) for each, kind in zip(real, kinds, strict=True)]
+    finally:
+        store = dist.FileStore(os.environ["CLOZE_TEST_STORE"] + "-after", info.world_size)
+        dist.init_process_group("gloo", store=store, rank=info.rank, world_size=info.world_size)
+    return []
+
+
+@pytest.mark.parametrize(
+    ("strategy", "num_ranks", "kinds"),
+    [
+        ("ddp", 2, ["adamw", "muon"]),
+        ("fsdp2", 2, ["adamw", "muon"]),
+        pytest.param("fsdp2", 2, ["lamb", "lora", "ema"], marks=slow),
+        pytest.param("tp", 2, ["adamw"], marks=slow),
+        pytest.param("hsdp", 4, ["adamw", "muon"], marks=slow),
+        pytest.param("fsdp2_tp", 4, ["adamw", "muon"], marks=slow),
+    ],
+)
+def test_fake_equals_real(workers: WorkerPool, strategy: str, num_ranks: int, kinds: list[str]) -> None:
+    for real, fake in workers.run(both, num_ranks, strategy, *kinds)[0]:
+        assert fake.work.collectives == real.work.collectives
+        assert len(real.work.collectives) > 3
+        assert (fake.weights_bytes, fake.optimizer_bytes) == (real.weights_bytes, real.optimizer_bytes)
+        assert fake.peak.num_bytes == pytest.approx(real.peak.num_bytes, rel=0.01)
+        exact = [kind for kind in KINDS if kind != "activations"]
+        assert [fake.peak.by_kind[kind] for kind in exact] == [real.peak.by_kind[kind] for kind in exact]
+        assert fake.work.flops == real.work.flops
