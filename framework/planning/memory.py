@@ -2,7 +2,7 @@
 
 import weakref
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -118,13 +118,13 @@ class LiveMemory:
                 block.kind = kind
                 self._kinds[block.number] = kind
 
-    def keep(self, tensors: Iterable[Tensor], kind: Kind) -> int:
-        """Sets the kind of tensors that outlive steps, and returns their bytes."""
+    def keep(self, tensors: Mapping[str, Tensor], kind: Kind) -> int:
+        """Sets the kind and the names of tensors that outlive steps, and returns their bytes."""
         blocks = {}
-        for tensor in tensors:
+        for name, tensor in tensors.items():
             block = self._blocks[tensor.untyped_storage()._cdata]
             blocks[id(block)] = block
-            block.kind, block.number = kind, -1
+            block.kind, block.number, block.origin = kind, -1, name
         return sum(block.num_bytes for block in blocks.values())
 
     def _resize(self, block: Block, num_bytes: int) -> None:

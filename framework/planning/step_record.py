@@ -1,7 +1,7 @@
 """Runs the steps of a module under a recorder, on real or on fake tensors."""
 
 import gc
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
@@ -75,10 +75,11 @@ class RecordedModule:
             module.place(strategy, mesh, device)
             _use_dense_gradients(module)
             self.optimizer = module.configure_optimizers()
-        self._weights = list(module.model.parameters())  # FSDP replaces them while they are gathered
-        self.weights_bytes = self.memory.keep(_stored(self._weights), "weights")
-        self.optimizer_bytes = self.memory.keep(_stored(self.optimizer.named_state().values()), "optimizer")
-        self.buffers_bytes = self.memory.keep(_stored(module.model.buffers()), "buffers")
+        weights = dict(module.model.named_parameters())
+        self._weights = list(weights.values())  # FSDP replaces them while they are gathered
+        self.weights_bytes = self.memory.keep(_stored(weights), "weights")
+        self.optimizer_bytes = self.memory.keep(_stored(self.optimizer.named_state()), "optimizer")
+        self.buffers_bytes = self.memory.keep(_stored(dict(module.model.named_buffers())), "buffers")
 
     def record(self, step: StepBatch) -> StepRecord:
         """Runs a step three times: as a first step, which creates more; to find its peak; and to read the peak.
@@ -91,10 +92,10 @@ class RecordedModule:
             self.module.runner.run(replace(step, micro_batches=step.micro_batches[-1:]), self.optimizer, self._update)
             gc.collect()
             for batch in step.micro_batches:
-                tensors = [batch.input_ids, batch.position_ids, batch.sequence_ids, *batch.targets.values()]
-                for tensor in tensors:
+                tensors = {name: getattr(batch, name) for name in ("input_ids", "position_ids", "sequence_ids")}
+                for tensor in (*tensors.values(), *batch.targets.values()):
                     self.memory.add(tensor, "loader")
-                self.memory.keep(tensors, "data")
+                self.memory.keep({**tensors, **batch.targets}, "data")
             for is_second in (False, True):
                 self.recorder.begin(is_second)
                 self.module.runner.run(step, self.optimizer, self._update)
@@ -125,13 +126,13 @@ class RecordedModule:
             yield
 
     def _update(self) -> None:
-        self.memory.mark(_stored(weight.grad for weight in self._weights if weight.grad is not None), "gradients")
+        gradients = {str(index): weight.grad for index, weight in enumerate(self._weights) if weight.grad is not None}
+        self.memory.mark(_stored(gradients).values(), "gradients")
         self.optimizer.step()
 
 
-def _stored(tensors: Iterable[Tensor]) -> list[Tensor]:
-    own = [local(tensor).detach() for tensor in tensors]
-    return [tensor._values() if tensor.is_sparse else tensor for tensor in own]
+def _stored(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name: local(tensor).detach() for name, tensor in tensors.items()}
 
 
 @contextmanager

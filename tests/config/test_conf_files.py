@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 from hydra import compose, initialize_config_dir
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, OmegaConf, open_dict
 
 from framework.audits.audit import Audit
 from framework.config.augmenting import build_augmentation
@@ -32,6 +32,8 @@ from framework.config.resolvers import conf_folder, register_resolvers
 from framework.config.schema import TrainConfig
 from framework.data.planning.batch_size import TokenSteps
 from framework.models.config import EncoderConfig
+from framework.planning.hardware import Hardware
+from framework.planning.settings import PlanConfig
 from framework.sweeps.search import OptunaSweeper
 from framework.sweeps.slurm import SlurmLauncher
 from framework.sweeps.torchrun import TorchrunLauncher
@@ -120,6 +122,7 @@ def test_the_number_of_files_is_known():
         "data": 18,
         "experiment": 45,
         "glue": 9,
+        "hardware": 8,
         "hydra": 3,
         "logger": 5,
         "model": 18,
@@ -134,9 +137,9 @@ def test_the_number_of_files_is_known():
         "trainer": 1,
         "vocabulary": 4,
     }
-    assert len(ALL_FILES) == sum(by_group.values()) + 12
-    assert (len(BASES), len(WORD_LISTS)) == (15, 4)
-    assert len(FILES) == len(ALL_FILES) - 15 - 4
+    assert len(ALL_FILES) == sum(by_group.values()) + 13
+    assert (len(BASES), len(WORD_LISTS)) == (16, 4)
+    assert len(FILES) == len(ALL_FILES) - 16 - 4
 
 
 @pytest.mark.parametrize("base", BASES, ids=name_of)
@@ -181,6 +184,9 @@ def test_every_file_composes_checks_and_builds(file):
     elif group == "audit":
         settings = check_audits(f"audit={option}", *needs)
         assert isinstance(settings.audit[option].build(), Audit)
+    elif group == "hardware":
+        config = composed("plan", "experiment=pretrain_demo", f"hardware={option}")
+        assert isinstance(check_plan({key: config[key] for key in ("plan", "hardware")}).hardware.build(), Hardware)
     elif group == "vocabulary":
         assert check_component(group, resolve_config(composed(name, *needs))[group]).build()
     elif group == "hydra":
@@ -213,8 +219,13 @@ def check_command(name: str) -> None:
     if name == "audit":
         check_audits("audit=contrast", *NEEDS["audit/contrast"])
         return
-    if name == "train":
-        check_settings(composed("train", "experiment=pretrain_demo"))
+    if name in ("train", "plan"):
+        config = composed(name, "experiment=pretrain_demo")
+        with open_dict(config):
+            own = {key: config.pop(key) for key in ("plan", "hardware") if key in config}
+        check_settings(config)
+        if own:
+            assert check_plan(own).settings.first_rank.world_size == 8
         return
     needs = {"prepare": [], "evaluate": ["run=x"], "predict": ["run=x", "text=hello"], "export": ["run=x"]}
     needs |= {"report": ["run=x"], "explain": needs["predict"], "mine": ["run=x", "queries=x", "output=x.jsonl"]}
@@ -222,6 +233,11 @@ def check_command(name: str) -> None:
     if name == "evaluate":
         config["data"] = None
     assert schemas[name](**check_arguments("", config, schemas[name]))
+
+
+def check_plan(own: dict[str, DictConfig]) -> PlanConfig:
+    values = {key: resolve_config(DictConfig(node)) for key, node in own.items()}
+    return PlanConfig(**check_arguments("", values, PlanConfig))
 
 
 def check_audits(*overrides: str) -> AuditConfig:
