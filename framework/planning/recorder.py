@@ -4,7 +4,7 @@ import contextlib
 from collections import Counter, defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Any, TypeGuard
+from typing import Any, TypeGuard, cast
 
 import torch
 import torch.distributed as dist
@@ -177,7 +177,7 @@ def _ranks(args: Any, kwargs: Any) -> tuple[int, ...]:
             group = dist.ProcessGroup.unbox(leaf)
             return tuple(dist.get_process_group_ranks(group))
         if isinstance(leaf, str) and leaf not in ("sum", "avg", "max", "min"):
-            return tuple(dist.get_process_group_ranks(_resolve_process_group(leaf)))
+            return tuple(dist.get_process_group_ranks(_resolve_process_group(cast(Any, leaf))))
     return tuple(range(dist.get_world_size()))
 
 

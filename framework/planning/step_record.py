@@ -3,7 +3,7 @@
 import gc
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 
 import torch
@@ -84,12 +84,12 @@ class RecordedModule:
     def record(self, step: StepBatch) -> StepRecord:
         """Runs a step three times: as a first step, which creates more; to find its peak; and to read the peak.
 
-        The first step runs one micro-batch. Collective if there is a mesh: all ranks must call.
+        Collective if there is a mesh: all ranks must call.
         """
         if self._mode is not None:
             step = as_fake(step, self._mode)
         with self._recording():
-            self.module.runner.run(replace(step, micro_batches=step.micro_batches[-1:]), self.optimizer, self._update)
+            self.module.runner.run(step, self.optimizer, self._update)
             gc.collect()
             for batch in step.micro_batches:
                 tensors = {name: getattr(batch, name) for name in ("input_ids", "position_ids", "sequence_ids")}
@@ -100,14 +100,18 @@ class RecordedModule:
                 self.recorder.begin(is_second)
                 self.module.runner.run(step, self.optimizer, self._update)
                 gc.collect()
+        peak = self.memory.read_peak()
+        if peak.num_bytes != self.memory.peak:
+            raise RuntimeError(
+                f"The peak of a step was {peak.num_bytes} bytes, and {self.memory.peak} when it was repeated. Equal "
+                "steps must allocate equal memory."
+            )
         work, repeated = Work(), Work()
         for activity, part in self.recorder.work.items():
             work = work.plus(part)
             if len(step.micro_batches) > 1 and activity.endswith(" of micro-batch 1"):
                 repeated = repeated.plus(part)
-        return StepRecord(
-            self.weights_bytes, self.optimizer_bytes, self.buffers_bytes, self.memory.read_peak(), work, repeated
-        )
+        return StepRecord(self.weights_bytes, self.optimizer_bytes, self.buffers_bytes, peak, work, repeated)
 
     def run_trial(self, batch: PackedBatch) -> Trial:
         """Runs a trial of one micro-batch (`StepRunner.run_trial`)."""
