@@ -22,6 +22,7 @@ from framework.config.command import command, resolve_config
 from framework.config.nodes import check_arguments
 from framework.config.schema import TrainConfig
 from framework.errors import ConfigError
+from framework.planning.alternatives import nearest_fit
 from framework.planning.drawn_store import Lengths, write_drawn_store
 from framework.planning.fake_run import PhaseRecord, record_phases
 from framework.planning.hardware import Hardware
@@ -47,9 +48,18 @@ def plan(composed: DictConfig) -> list[PhaseRecord]:
     with tempfile.TemporaryDirectory(prefix="cloze-plan-") as folder:
         if lengths is not None:
             _use_drawn_store(composed, Path(folder), lengths)
-        records = record(resolve_config(composed, TrainConfig), settings, hardware)
-    _print(records, hardware, settings, lengths)
+        config = resolve_config(composed, TrainConfig)
+        records = record(config, settings, hardware)
+        _print(records, hardware, settings, lengths)
+        if not _all_fit(records, hardware):
+            nearest = nearest_fit(config, lambda changed: _all_fit(record(changed, settings, hardware), hardware))
+            remedy = "Use more or larger devices." if nearest is None else f"It fits with {' '.join(nearest)}."
+            open_console().print(f"The run does not fit in {hardware.memory_gb:g} GB. {remedy}", soft_wrap=True)
     return records
+
+
+def _all_fit(records: list[PhaseRecord], hardware: Hardware) -> bool:
+    return all(fits(each, hardware) for each in records)
 
 
 run = plan.run
@@ -88,5 +98,3 @@ def _print(records: list[PhaseRecord], hardware: Hardware, settings: PlanSetting
     for name, text in describe_plan(records, hardware, settings, lengths):
         table.add_row(name, Text(text))
     console.print(table)
-    if not all(fits(each, hardware) for each in records):
-        console.print("The run does not fit. See memory of a rank.")

@@ -16,7 +16,7 @@ from framework.data.tokenization.word_counts import WordCounts
 from framework.data.tokenization.wordpiece_training import WordPieceTraining
 from framework.errors import FrameworkError
 
-COMMANDS = ("train", "prepare", "evaluate", "predict", "explain", "audit", "mine", "export")
+COMMANDS = ("train", "plan", "prepare", "evaluate", "predict", "explain", "audit", "mine", "export")
 TEXTS = [f"a {word} film of {year}" for year in range(1990, 1998) for word in ("good", "fine", "bad", "poor")]
 LABELS = ["1", "1", "0", "0"] * 8
 TINY = [
