@@ -83,7 +83,7 @@ def _use_drawn_store(composed: DictConfig, folder: Path, lengths: Lengths) -> No
     Raises:
         ConfigError: The data of the config is not a token store.
     """
-    if "store" not in (composed.get("data") or {}):
+    if "store" not in (composed.get("data") or {}).keys():  # noqa: SIM118  a value that is not given is not "in"
         raise ConfigError(
             "plan.lengths is set, but the data of this task is not a token store. Lengths can only replace a store of "
             "pre-training texts. Set plan.lengths to null and give the files of the data."

@@ -12,8 +12,8 @@ from tests.support.commands.in_process import TINY
 
 LENGTHS = "plan.lengths={mean: 60, max: 200, documents: 1000, vocab_size: 90}"
 PRETRAIN = [
-    *("experiment=pretrain_demo", "logger=none", "data.store=none", *TINY, "task.sequence_length=32"),
-    *("trainer.max_steps=100", "trainer.global_batch_size=64", "trainer.val_every_n_steps=10"),
+    *("experiment=pretrain_demo", "logger=none", *TINY, "task.sequence_length=32"),
+    *("data.store=???", "trainer.max_steps=100", "trainer.global_batch_size=64", "trainer.val_every_n_steps=10"),
 ]
 
 
