@@ -13,6 +13,7 @@ from tests.support.commands.in_process import FINETUNE, LABELS, TEXTS, run_comma
 STUDENT = ["regularization=distillation", "run.dir=runs", "trainer.log_every_n_steps=1"]
 OWN = [each for each in FINETUNE if not each.startswith(("run.id", "model.num_heads", "trainer.max_steps"))]
 TRAIN = [*OWN, "trainer.max_steps=4", "trainer.checkpoint_every_n_steps=2", "trainer.keep_last=9"]
+TRAIN += ["trainer.report_examples=0", "trainer.val_every_n_steps=4"]
 
 
 @pytest.fixture(scope="module")
