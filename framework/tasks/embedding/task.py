@@ -58,7 +58,7 @@ if TYPE_CHECKING:
 PAIR = ("text", "pair")
 """Fields of a pair of texts."""
 
-_TAUGHT = {"margin_mse": margin_losses, "kl": score_divergences}
+TAUGHT = {"margin_mse": margin_losses, "kl": score_divergences}
 """Losses of objectives that follow the scores of a teacher."""
 
 _EVALUATED_SEED = 0
@@ -112,7 +112,7 @@ class EmbeddingTask(StepLevelTask):
         prompts: Mapping[str, str] | None = None,
         side: Literal["query", "document"] = "query",
     ) -> None:
-        check_choice("task.objective", objective, ("contrastive", "similarity", "simcse", *_TAUGHT))
+        check_choice("task.objective", objective, ("contrastive", "similarity", "simcse", *TAUGHT))
         check_choice("task.side", side, SIDES)
         check_choice("task.candidates", candidates, ("split", "train"))
         check_max_length("task.max_length", max_length, SHORTEST)
@@ -172,7 +172,7 @@ class EmbeddingTask(StepLevelTask):
             )
         self._check_teacher(data)
         fitting = FITTING[data.kind]
-        if pairs.splits and fitting != ("contrastive" if self.objective in _TAUGHT else self.objective):
+        if pairs.splits and fitting != ("contrastive" if self.objective in TAUGHT else self.objective):
             raise ConfigError(
                 f"task.objective is {self.objective}, but the rows of the data are {data.kind}. Such rows need the "
                 f"objective {fitting}. Set task.objective={fitting}, or correct the columns of the data."
@@ -212,15 +212,15 @@ class EmbeddingTask(StepLevelTask):
 
     def _check_teacher(self, data: TextPairData) -> None:
         """Checks that the objective reads the scores of a teacher exactly if the data has them."""
-        if self.objective in _TAUGHT and data.train is not None and data.teacher_column is None:
+        if self.objective in TAUGHT and data.train is not None and data.teacher_column is None:
             raise ConfigError(
                 f"task.objective is {self.objective}, but data.teacher_column is null. This objective follows the "
                 "scores of a teacher. Name their column, or set task.objective=contrastive."
             )
-        if self.objective not in _TAUGHT and data.teacher_column is not None:
+        if self.objective not in TAUGHT and data.teacher_column is not None:
             raise ConfigError(
                 f"data.teacher_column is {data.teacher_column}, but task.objective is {self.objective}, which follows "
-                f"no teacher. Set data.teacher_column=null, or task.objective={' or '.join(_TAUGHT)}."
+                f"no teacher. Set data.teacher_column=null, or task.objective={' or '.join(TAUGHT)}."
             )
 
     def _source(
@@ -273,8 +273,8 @@ class EmbeddingTask(StepLevelTask):
         sizes = self._sizes(rows["embeddings"].shape[1])
         if objective == "similarity":
             return {"cosent": mean_over_sizes(lambda cut: cosent(cut, self.temperature), rows, sizes)}
-        if objective in _TAUGHT:
-            losses = _TAUGHT[objective]
+        if objective in TAUGHT:
+            losses = TAUGHT[objective]
             return {objective: mean_over_sizes(lambda cut: taught_scores(cut, self.temperature, losses), rows, sizes)}
         # "contrastive" and "simcse".
         sums = mean_over_sizes(lambda cut: info_nce(cut, self.temperature), rows, sizes)

@@ -1,6 +1,7 @@
 """Late interaction (ColBERT): queries and documents are compared token by token."""
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any, Literal
 
 import numpy as np
@@ -10,30 +11,24 @@ from torch import Tensor, nn
 from framework.batch import DUMMY_SEQUENCE_ID, PackedBatch
 from framework.data.flat_source import FlatSource
 from framework.data.layout import SHORTEST, check_max_length
-from framework.data.planning.plan import SequenceSource
-from framework.data.reading.rows import Row
-from framework.data.tokenization.tokenizer import Tokenizer
-from framework.errors import ConfigError, check_above_zero, check_at_least
+from framework.errors import check_above_zero, check_at_least
 from framework.models.config import EncoderConfig
 from framework.models.encoder import TransformerEncoder
 from framework.nn.max_sim import max_sim
-from framework.tasks.embedding.data import TextPairData
-from framework.tasks.embedding.features import DrawnPairs, text_source
-from framework.tasks.embedding.losses import POSITIVE, anchors_and_candidates, contrast
+from framework.tasks.embedding.features import DrawnPairs
+from framework.tasks.embedding.losses import POSITIVE
 from framework.tasks.embedding.scores import Scorer
-from framework.tasks.embedding.task import PAIR, EmbeddingTask
+from framework.tasks.embedding.search_task import Score, SearchTask
 from framework.tasks.late_interaction.head import LateInteractionHead
 from framework.tasks.late_interaction.layout import IS_SCORED, Side, SidedLayout
 from framework.tasks.step_level import SEQUENCE_IDS
 
 
-class LateInteractionTask(EmbeddingTask):
+class LateInteractionTask(SearchTask):
     """Text search by MaxSim over the vectors of tokens (Khattab and Zaharia 2020, arXiv:2004.12832).
 
-    The loss is that of `EmbeddingTask` with its objective "contrastive", over MaxSim instead of cosines. The data are
-    matching pairs: `text` is a query, `pair` and the hard negatives are documents.
-
     Args:
+        objective: "contrastive", "margin_mse" or "kl", as in `EmbeddingTask`, with MaxSim instead of cosines.
         width: Number of channels of a token's vector.
         query_length: Maximum number of tokens of a query, marker and special tokens included.
         document_length: The same for documents.
@@ -52,11 +47,10 @@ class LateInteractionTask(EmbeddingTask):
     """
 
     head_kind = "late_interaction"
-    changeable_keys = ("candidates",)
-    field_choices = (("text",), ("pair",))
 
     def __init__(
         self,
+        objective: Literal["contrastive", "margin_mse", "kl"] = "contrastive",
         width: int = 128,
         query_length: int = 32,
         document_length: int = 180,
@@ -72,12 +66,7 @@ class LateInteractionTask(EmbeddingTask):
         check_max_length("task.query_length", query_length, SHORTEST)
         check_max_length("task.document_length", document_length, SHORTEST)
         check_above_zero("task.temperature", temperature, 1.0)
-        super().__init__(
-            max_length=max(query_length, document_length),
-            temperature=temperature,
-            symmetric=symmetric,
-            candidates=candidates,
-        )
+        super().__init__(objective, max(query_length, document_length), temperature, symmetric, candidates)
         self.width = width
         self.sides = SidedLayout(
             Side("query", query_marker, query_length, expand_queries),
@@ -90,15 +79,6 @@ class LateInteractionTask(EmbeddingTask):
     def explains_predictions(self) -> bool:
         """Returns False: the words of a text with a marker are not located."""
         return False
-
-    def build_sources(self, data: TextPairData, tokenizer: Tokenizer, seed: int) -> dict[str, SequenceSource]:
-        """Reads and tokenizes the rows of each split.
-
-        Raises:
-            ConfigError: The rows are no matching pairs.
-        """
-        check_matches(data)
-        return super().build_sources(data, tokenizer, seed)
 
     def build_head(self, encoder: TransformerEncoder, config: EncoderConfig) -> nn.Module:
         """Builds the projection."""
@@ -117,20 +97,15 @@ class LateInteractionTask(EmbeddingTask):
             SEQUENCE_IDS: torch.where(batch.targets[IS_SCORED] > 0, ids, DUMMY_SEQUENCE_ID),
             "vectors": outputs["vectors"],
             "members": ids % batch.group_size,
-            **{name: batch.targets[name][owners] for name in ("queries", "texts")},
+            **{name: value[owners] for name, value in batch.targets.items() if name != IS_SCORED},
         }
 
-    def step_loss_sums(self, rows: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Sums InfoNCE of MaxSim over queries (`contrast`) and over positives (`reverse_contrast`)."""
+    def texts_of_step(self, rows: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], Score]:
+        """Returns the targets of each text, and MaxSim of texts."""
         _, lengths = rows[SEQUENCE_IDS].unique_consecutive(return_counts=True)
         firsts = lengths.cumsum(0) - lengths
-        texts = {name: rows[name][firsts] for name in ("members", "queries", "texts")}
-        texts["indices"] = torch.arange(len(lengths), device=lengths.device)
-        anchor, candidate = anchors_and_candidates(texts)
-        scores = max_sim(rows["vectors"], lengths, anchor["indices"], candidate["indices"]) / self.temperature
-        # logsumexp is undefined over an empty dim.
-        sums = contrast(scores, anchor, candidate) if len(scores) else scores.sum() * scores.new_zeros(2)
-        return dict(zip(self.loss_weights, sums.unbind(), strict=False))
+        texts = {name: value[firsts] for name, value in rows.items() if name not in (SEQUENCE_IDS, "vectors")}
+        return texts, partial(max_sim, rows["vectors"], lengths)
 
     def to_record(self) -> dict[str, Any]:
         """Returns the settings that other libraries need to read the model."""
@@ -144,14 +119,6 @@ class LateInteractionTask(EmbeddingTask):
             "expand_queries": query.is_expanded,
             "skip_punctuation": self.sides.skips_punctuation,
         }
-
-    def build_source(self, rows: Sequence[Row], tokenizer: Tokenizer) -> FlatSource:
-        """Builds one item per row: a query (`text`) or a document (`pair`)."""
-        fields = [next(name for name in PAIR if name in row.values) for row in rows]
-        texts = [(row.values[name],) for row, name in zip(rows, fields, strict=True)]
-        is_document = np.array([name == PAIR[POSITIVE] for name in fields], dtype=bool)
-        terms = list(self.loss_weights)
-        return text_source(texts, {}, terms, tokenizer, self.max_length, (), self.sides, is_document)
 
     def decode(self, outputs: Mapping[str, Tensor], batch: PackedBatch) -> list[Any]:
         """Returns the scored vectors of the query and the document of each item: (tokens, width) fp32 each."""
@@ -171,10 +138,6 @@ class LateInteractionTask(EmbeddingTask):
         """Returns the `vectors` of the text of each row, as a list of numbers for each token that counts."""
         return [{"vectors": texts[0].tolist()} for texts in decoded]
 
-    def score(self, source: FlatSource | DrawnPairs, decoded: Sequence[Any]) -> dict[str, float]:
-        """Returns `search_metrics`."""
-        return self.search_metrics(source, decoded, self.index)
-
     def index(self, candidates: Sequence[np.ndarray]) -> Scorer:
         """Returns a function that computes MaxSim of queries with candidates.
 
@@ -182,20 +145,6 @@ class LateInteractionTask(EmbeddingTask):
             candidates: (tokens, width) vectors of each candidate.
         """
         return lambda queries: _max_sim_of(queries, candidates)
-
-
-def check_matches(data: TextPairData) -> None:
-    """Checks that rows are matching pairs, in which queries differ from documents.
-
-    Raises:
-        ConfigError: The rows have a score or a label.
-    """
-    if data.kind != "matches":
-        raise ConfigError(
-            f"the rows of the data are {data.kind}, which do not say which text is a query and which is a document. "
-            "This task needs matching pairs. Set data.pair_column to the column of the documents, and "
-            "data.score_column and data.label_column to null, or choose task=embedding."
-        )
 
 
 @torch.no_grad()

@@ -98,6 +98,25 @@ def test_the_loss_equals_loops_over_texts(tokenizer):
     assert scores == pytest.approx(np.array(expected), rel=1e-5)
 
 
+def test_scores_follow_those_of_a_teacher(tokenizer):
+    """An item without a hard negative has no second candidate, and loss 0."""
+    task = LateInteractionTask(
+        "margin_mse", skip_punctuation=False, temperature=0.5, query_length=9, document_length=12
+    )
+    taught = zip(GROUPS, ((3.0, 1.0), (2.0,)), strict=False)
+    groups = [TextGroup("", texts, teacher_scores=scores) for texts, scores in taught]
+    source = match_source(groups, [], list(task.loss_weights), tokenizer, task.max_length, task.sides)
+    batch = source.build(StepSequences(np.zeros(2), np.arange(2), np.arange(2)), 0)
+    vectors = functional.normalize(torch.randn(len(batch.input_ids), 4, generator=torch.Generator().manual_seed(0)))
+    loss = task.step_loss_sums(rows_of_step([task.representations({"vectors": vectors}, batch)], None))["margin_mse"]
+    query, positive, negative = vectors.split(list(batch.lengths))[:3]
+    margin = sum(
+        sign * (query @ text.T).max(dim=1).values.sum() / 0.5 for sign, text in ((1, positive), (-1, negative))
+    )
+    assert loss.item() == pytest.approx((margin - 2.0).square().item(), rel=1e-4)
+    assert batch.counts == {"margin_mse": 1.0}
+
+
 def test_rows_to_predict_are_queries_or_documents(tokenizer):
     task = LateInteractionTask(query_length=8, document_length=9, query_marker="", expand_queries=True)
     source = task.build_source([Row(1, None, {"text": "a, a"}), Row(2, None, {"pair": "a, a"})], tokenizer)
