@@ -169,7 +169,9 @@ def build_parts(settings: TrainConfig, world_size: int, earlier: Parts | None = 
     freeze(model, settings.trainer.freeze, "trainer.freeze")
     if earlier is None and weights is not None:
         weights = fit_head(weights, task.head_kind, task.to_record())
-        _check_new_patches_are_trained(model, match_parameters(model, weights)[1])
+        new = match_parameters(model, weights)[1]
+        _check_new_patches_are_trained(model, new)
+        task.check_new_weights(new, weights.source)
     token_steps = token_steps_of(settings.trainer, sources["train"])
     size, num_sequences = token_steps.global_batch_size, len(sources["train"])
     every = settings.trainer.val_every_n_steps or steps_per_epoch(num_sequences, size)

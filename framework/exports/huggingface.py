@@ -21,7 +21,7 @@ from framework.data.tokenization.tokenizer import SEPARATORS_KEY, TOKENIZER_KEY,
 from framework.errors import CheckpointError
 from framework.exports.model_card import CARD_FILE, ExportedModel, RunFacts, model_card
 from framework.exports.new_folder import new_folder
-from framework.exports.sentence_transformers import late_interaction_files, sentence_transformers_files
+from framework.exports.sentence_transformers import late_interaction_files, sentence_transformers_files, sparse_files
 from framework.exports.tokenizer import tokenizer_files
 from framework.files import TOKENIZER_FILES
 from framework.models.config import EncoderConfig
@@ -45,8 +45,10 @@ from framework.published.kinds import (
     IMAGE_TEXT,
     KINDS,
     LATE_INTERACTION,
+    PRETRAINING,
     RERANKING,
     RERANKS_KEY,
+    SPARSE_EMBEDDING,
     TRANSLATION,
     HeadKind,
     label_names,
@@ -105,7 +107,7 @@ def export_huggingface(
     without_class = _without_class({} if reads_pictures else encoder, heads, published.head_names)
     dense = {PUBLISHED_PROJECTION: without_class.pop(PROJECTION)} if head_kind == LATE_INTERACTION.name else {}
     files = {CONFIG_FILE: published.config} | _files_of_other_libraries(
-        config, head_kind, task_record, tokenizer, heads
+        config, head_kind, task_record, tokenizer, heads, published.kind
     )
     record: dict[str, Any] = {
         "format": FORMAT,
@@ -133,11 +135,14 @@ def _files_of_other_libraries(
     task_record: Mapping[str, Any],
     tokenizer: Tokenizer,
     heads: Mapping[str, Tensor],
+    kind: HeadKind | None,
 ) -> dict[str, Any]:
     """Returns the contents of the JSON files that sentence-transformers and readers of pictures need, by name."""
     files: dict[str, Any] = {}
     if head_kind == IMAGE_TEXT or (head_kind == EMBEDDING.name and not heads):
         files |= sentence_transformers_files(config, task_record)
+    if head_kind == SPARSE_EMBEDDING.name and kind is PRETRAINING:
+        files |= sparse_files(config, task_record)
     if head_kind == LATE_INTERACTION.name:
         files |= late_interaction_files(config, task_record, len(heads[PROJECTION]), tokenizer)
     if FAMILIES[config.family].pixels is not None:
@@ -182,7 +187,8 @@ def _publish(
 ) -> _Published:
     """Converts the model to a class of the encoder's family, or to one that wraps the encoder."""
     family = FAMILIES[config.family]
-    published_class = family.export_class(config, head_kind, heads.keys(), _pooling(task_record))
+    class_kind = PRETRAINING.name if head_kind == SPARSE_EMBEDDING.name else head_kind
+    published_class = family.export_class(config, class_kind, heads.keys(), _pooling(task_record))
     is_free = published_class.kind is None and family.has_class
     own = own_class(head_kind, config.hidden_size, heads) if is_free else None
     if own is not None:

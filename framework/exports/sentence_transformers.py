@@ -49,6 +49,31 @@ def sentence_transformers_files(config: EncoderConfig, task_record: Mapping[str,
     }
 
 
+def sparse_files(config: EncoderConfig, task_record: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the contents of the JSON files of a `SparseEncoder`.
+
+    Args:
+        config: Encoder configuration.
+        task_record: Record of the task `sparse_embedding`.
+    """
+    prefix = "sentence_transformers.sparse_encoder.models"
+    modules = [("", f"{prefix}.MLMTransformer"), ("1_SpladePooling", f"{prefix}.SpladePooling")]
+    return {
+        **_module_files(config, task_record, modules),
+        "1_SpladePooling/config.json": {
+            "pooling_strategy": "max",
+            "activation_function": "relu",
+            "word_embedding_dimension": config.vocab_size,
+        },
+        LIBRARY_CONFIG_FILE: {
+            "model_type": "SparseEncoder",
+            "prompts": {"query": "", "document": ""},
+            "default_prompt_name": None,
+            "similarity_fn_name": "dot",
+        },
+    }
+
+
 def late_interaction_files(
     config: EncoderConfig, task_record: Mapping[str, Any], width: int, tokenizer: Tokenizer
 ) -> dict[str, Any]:

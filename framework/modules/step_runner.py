@@ -16,6 +16,7 @@ from framework.distributed.reduce import sum_over_data_ranks
 from framework.modules.passes.captured import CapturedFunction, CapturedSteps, Graphs
 from framework.modules.passes.embedding_distillation import EmbeddingDistillation
 from framework.modules.passes.model_passes import ModelPasses
+from framework.modules.passes.objective import SumCountObjective
 from framework.modules.passes.one_pass import OnePass
 from framework.modules.passes.private import PrivateSteps
 from framework.modules.passes.regularization import Regularization
@@ -195,10 +196,18 @@ class StepRunner:
         begin_activity("counts targets", batch.step + 1)
         counts, num_tokens = self._global_counts(batch)
         weighted = counts if self.term_weights is None else self.term_weights.weighted(counts)
+        factors = self.task.weight_factors(batch.step)
+        if factors:
+            # A loss divides each term by its count.
+            assert isinstance(self.steps.objective, SumCountObjective)
+            scales = [counts.new_full((), factors.get(name, 1.0)) for name in self.steps.objective.weights]
+            weighted = weighted / torch.stack(scales)
         sums, self.sums = self.steps.run(self.passes(batch.step), batch, weighted)
         values = self.steps.objective.values(sums, counts)
         if self.term_weights is not None:
             values["loss"] = self.term_weights.loss(values)
+        elif factors:
+            values["loss"] = self.steps.objective.values(sums, weighted)["loss"]
         begin_activity("clips gradients")
         return values, self._clip_gradients(values["loss"], batch.step, optimizer), num_tokens
 

@@ -131,6 +131,8 @@ RERANKING = HeadKind("reranking", "text-ranking", truncates_texts=True)
 RERANKS_KEY = "reranks"
 """Key in the record of a task: True if its sequence classification is a reranking."""
 
+SPARSE_EMBEDDING = HeadKind("sparse_embedding", "feature-extraction", truncates_texts=True)
+"""One weight per word and text, exported as the class of masked words with the files of sentence-transformers."""
 LATE_INTERACTION = HeadKind("late_interaction", "sentence-similarity", truncates_texts=True)
 """One vector per token, exported as the base class of transformers with the files of PyLate."""
 
@@ -150,5 +152,6 @@ KINDS = {
         TRANSLATION,
         EMBEDDING,
         LATE_INTERACTION,
+        SPARSE_EMBEDDING,
     )
 }

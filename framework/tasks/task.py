@@ -203,6 +203,25 @@ class Task(ABC):
         """
         return {"logits": "labels"}
 
+    def weight_factors(self, step: int) -> Mapping[str, float]:
+        """Returns the factors of the weights of terms at a training step, by term; terms without an entry have 1.
+
+        Args:
+            step: Number of steps completed before it. Factors depend on nothing else, and are above 0.
+        """
+        return {}
+
+    def check_new_weights(self, names: Sequence[str], source: str) -> None:  # noqa: B027  most heads may start new
+        """Checks which weights a run that starts from other weights must initialize.
+
+        Args:
+            names: Names of the parameters that the source lacks.
+            source: Source of the weights.
+
+        Raises:
+            ConfigError: The task needs one of them from the source.
+        """
+
     def to_record(self) -> dict[str, Any]:
         """Returns the values that runs and exports save for prediction, such as label names, pooling and lengths."""
         return {}

@@ -100,10 +100,10 @@ class SearchTask(EmbeddingTask):
         return TAUGHT[self.objective](*candidate_lists(own / self.temperature, texts)).sum()
 
     def build_source(self, rows: Sequence[Row], tokenizer: Tokenizer) -> FlatSource:
-        """Builds one item per row: a query (`text`) or a document (`pair`)."""
-        fields = [next(name for name in PAIR if name in row.values) for row in rows]
-        texts = [(row.values[name],) for row, name in zip(rows, fields, strict=True)]
-        is_document = np.array([name == PAIR[POSITIVE] for name in fields], dtype=bool)
+        """Builds one item per row: a query (`text`), a document (`pair`), or both."""
+        fields = [[name for name in PAIR if name in row.values] for row in rows]
+        texts = [[row.values[name] for name in names] for row, names in zip(rows, fields, strict=True)]
+        is_document = np.array([name == PAIR[POSITIVE] for names in fields for name in names], dtype=bool)
         terms = list(self.loss_weights)
         return text_source(texts, {}, terms, tokenizer, self.max_length, (), self.layout_of, is_document)
 

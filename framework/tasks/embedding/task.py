@@ -98,6 +98,7 @@ class EmbeddingTask(StepLevelTask):
     scores_predictions = True
     changeable_keys: tuple[str, ...] = ("candidates", "normalize", "objective", "side")
     layout_of: LayOut = staticmethod(lay_out_alike)
+    score_name = "cosine"
 
     def __init__(
         self,
@@ -331,7 +332,7 @@ class EmbeddingTask(StepLevelTask):
         """Returns the cosine of each pair. Texts without a second text, and items with negatives, have no score."""
         has_pairs = source.group_size == len(PAIR)
         return [
-            [Explained(item, None, "cosine")] if has_pairs and len(vectors) == len(PAIR) else []
+            [Explained(item, None, self.score_name)] if has_pairs and len(vectors) == len(PAIR) else []
             for item, vectors in enumerate(decoded)
         ]
 
