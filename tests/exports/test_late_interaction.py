@@ -42,6 +42,14 @@ def tokenizer(tmp_path_factory) -> Tokenizer:
     return Tokenizer.from_folder(folder)
 
 
+def vectors(task: LateInteractionTask, model, texts: list[str], tokenizer: Tokenizer) -> list[np.ndarray]:
+    """Returns the vectors of texts that the task computes."""
+    rows, indices = [Row(0, None, {"text": text}) for text in texts], np.arange(len(texts))
+    batch = task.build_source(rows, tokenizer).build(StepSequences(np.zeros(len(rows)), indices, indices), 0)
+    with torch.no_grad():
+        return [each[0] for each in task.decode(model(batch), batch)]
+
+
 @pytest.fixture(scope="module", params=[False, True], ids=["plain", "expanded"])
 def exported(request, tmp_path_factory, tokenizer) -> SimpleNamespace:
     """An export, and the vectors of queries and documents that the task computes."""
@@ -50,12 +58,10 @@ def exported(request, tmp_path_factory, tokenizer) -> SimpleNamespace:
     model = random_model(config, LateInteractionHead(config.hidden_size, 6))
     folder = tmp_path_factory.mktemp("late") / "export"
     export_huggingface(folder, config, model.state_dict(), task.head_kind, tokenizer.folder, task.to_record())
-    rows = [Row(0, None, {"text": text}) for text in QUERIES] + [Row(0, None, {"pair": text}) for text in DOCUMENTS]
-    indices = np.arange(len(rows))
-    batch = task.build_source(rows, tokenizer).build(StepSequences(np.zeros(len(rows)), indices, indices), 0)
-    with torch.no_grad():
-        decoded = [texts[0] for texts in task.decode(model(batch), batch)]
-    queries, documents = decoded[: len(QUERIES)], decoded[len(QUERIES) :]
+    queries, documents = (
+        vectors(LateInteractionTask(**SETTINGS, expand_queries=request.param, side=side), model, texts, tokenizer)
+        for side, texts in (("query", QUERIES), ("document", DOCUMENTS))
+    )
     return SimpleNamespace(
         folder=folder, model=model, task=task, queries=queries, documents=documents, expands=request.param
     )

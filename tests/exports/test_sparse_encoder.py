@@ -37,7 +37,7 @@ def exported(request, tmp_path_factory) -> SimpleNamespace:
     export_huggingface(
         folder / "export", config, model.state_dict(), task.head_kind, tokenizer.folder, task.to_record()
     )
-    rows = [Row(0, None, {"text": text}) for text in QUERIES] + [Row(0, None, {"pair": text}) for text in DOCUMENTS]
+    rows = [Row(0, None, {"text": text}) for text in [*QUERIES, *DOCUMENTS]]
     indices = np.arange(len(rows))
     source = task.build_source(rows, tokenizer)
     batch = source.build(StepSequences(np.zeros(len(rows)), indices, indices), 0)

@@ -4,20 +4,16 @@ from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from framework.data.flat_source import FlatSource
 from framework.data.planning.plan import SequenceSource
-from framework.data.reading.rows import Row
 from framework.data.tokenization.tokenizer import Tokenizer
 from framework.errors import ConfigError, check_choice
 from framework.tasks.embedding.data import TextPairData
-from framework.tasks.embedding.features import text_source
-from framework.tasks.embedding.losses import ANCHOR, POSITIVE, anchors_and_candidates, candidate_lists, contrast
+from framework.tasks.embedding.losses import ANCHOR, anchors_and_candidates, candidate_lists, contrast
 from framework.tasks.embedding.scores import Scorer
-from framework.tasks.embedding.task import PAIR, TAUGHT, EmbeddingTask
+from framework.tasks.embedding.task import TAUGHT, EmbeddingTask
 
 Score = Callable[[Tensor, Tensor], Tensor]
 """Function from indices of texts, (queries,) and (documents,), to their (queries, documents) fp32 scores."""
@@ -34,13 +30,13 @@ class SearchTask(EmbeddingTask):
         temperature: Divisor of scores in the loss.
         symmetric: For "contrastive": half of the loss compares each positive with all queries.
         candidates: Search candidates of evaluation: "split" or "train".
+        side: Side of single texts that are predicted: "query" or "document".
 
     Raises:
         ConfigError: A name is unknown or a number is out of range.
     """
 
-    changeable_keys = ("candidates", "objective")
-    field_choices = (("text",), ("pair",))
+    changeable_keys = ("candidates", "objective", "side")
 
     def __init__(
         self,
@@ -49,9 +45,12 @@ class SearchTask(EmbeddingTask):
         temperature: float,
         symmetric: bool,
         candidates: Literal["split", "train"],
+        side: Literal["query", "document"],
     ) -> None:
         check_choice("task.objective", objective, ("contrastive", *TAUGHT))
-        super().__init__(objective, max_length, temperature=temperature, symmetric=symmetric, candidates=candidates)
+        super().__init__(
+            objective, max_length, temperature=temperature, symmetric=symmetric, candidates=candidates, side=side
+        )
 
     def build_sources(self, data: TextPairData, tokenizer: Tokenizer, seed: int) -> dict[str, SequenceSource]:
         """Reads and tokenizes the rows of each split.
@@ -98,14 +97,6 @@ class SearchTask(EmbeddingTask):
             return scores.sum() * 0.0
         own = scores.gather(0, (is_anchor.cumsum(0) - 1)[None])[0]
         return TAUGHT[self.objective](*candidate_lists(own / self.temperature, texts)).sum()
-
-    def build_source(self, rows: Sequence[Row], tokenizer: Tokenizer) -> FlatSource:
-        """Builds one item per row: a query (`text`), a document (`pair`), or both."""
-        fields = [[name for name in PAIR if name in row.values] for row in rows]
-        texts = [[row.values[name] for name in names] for row, names in zip(rows, fields, strict=True)]
-        is_document = np.array([name == PAIR[POSITIVE] for names in fields for name in names], dtype=bool)
-        terms = list(self.loss_weights)
-        return text_source(texts, {}, terms, tokenizer, self.max_length, (), self.layout_of, is_document)
 
     def score(self, source: Any, decoded: Sequence[Any]) -> dict[str, float]:
         """Returns the metrics of the search."""

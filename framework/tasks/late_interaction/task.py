@@ -41,6 +41,7 @@ class LateInteractionTask(SearchTask):
         temperature: Divisor of scores in the loss.
         symmetric: Half of the loss compares each positive with all queries.
         candidates: Search candidates of evaluation. "split": documents of the split. "train": also those of training.
+        side: Side of single texts that are predicted: "query" or "document".
 
     Raises:
         ConfigError: A name is unknown or a number is out of range.
@@ -61,12 +62,13 @@ class LateInteractionTask(SearchTask):
         temperature: float = 1.0,
         symmetric: bool = False,
         candidates: Literal["split", "train"] = "split",
+        side: Literal["query", "document"] = "query",
     ) -> None:
         check_at_least("task.width", width, 1)
         check_max_length("task.query_length", query_length, SHORTEST)
         check_max_length("task.document_length", document_length, SHORTEST)
         check_above_zero("task.temperature", temperature, 1.0)
-        super().__init__(objective, max(query_length, document_length), temperature, symmetric, candidates)
+        super().__init__(objective, max(query_length, document_length), temperature, symmetric, candidates, side)
         self.width = width
         self.sides = SidedLayout(
             Side("query", query_marker, query_length, expand_queries),

@@ -58,6 +58,7 @@ class SparseEmbeddingTask(SearchTask):
         temperature: Divisor of scores in the loss.
         symmetric: Half of the loss compares each positive with all queries.
         candidates: Search candidates of evaluation. "split": documents of the split. "train": also those of training.
+        side: Side of single texts that are predicted: "query" or "document".
 
     Raises:
         ConfigError: A name is unknown or a number is out of range.
@@ -77,13 +78,14 @@ class SparseEmbeddingTask(SearchTask):
         temperature: float = 1.0,
         symmetric: bool = False,
         candidates: Literal["split", "train"] = "split",
+        side: Literal["query", "document"] = "query",
     ) -> None:
         check_max_length("task.max_length", max_length, SHORTEST)
         check_above_zero("task.temperature", temperature, 1.0)
         check_at_least("task.query_flops", query_flops, 0)
         check_at_least("task.document_flops", document_flops, 0)
         check_at_least("task.flops_warmup_steps", flops_warmup_steps, 0)
-        super().__init__(objective, max_length, temperature, symmetric, candidates)
+        super().__init__(objective, max_length, temperature, symmetric, candidates, side)
         self.flops_warmup_steps = flops_warmup_steps
         self.loss_weights = {**self.loss_weights, QUERY_FLOPS: query_flops, DOCUMENT_FLOPS: document_flops}
         self._tokenizer: Tokenizer | None = None

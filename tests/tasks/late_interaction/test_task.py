@@ -118,13 +118,14 @@ def test_scores_follow_those_of_a_teacher(tokenizer):
 
 
 def test_rows_to_predict_are_queries_or_documents(tokenizer):
-    task = LateInteractionTask(query_length=8, document_length=9, query_marker="", expand_queries=True)
-    source = task.build_source([Row(1, None, {"text": "a, a"}), Row(2, None, {"pair": "a, a"})], tokenizer)
-    batch = source.build(StepSequences(np.zeros(2), np.arange(2), np.arange(2)), 0)
-    assert batch.lengths == (8, 8)
-    decoded = task.decode({"vectors": torch.ones(16, 2)}, batch)
     # [CLS] a , a [SEP] and three [MASK]; [CLS] [ d ] a , a [SEP] without its punctuation.
-    assert [len(row["vectors"]) for row in task.assemble(source, decoded)] == [8, 5]
+    for side, expected in (("query", 8), ("document", 5)):
+        task = LateInteractionTask(query_length=8, document_length=9, query_marker="", expand_queries=True, side=side)
+        source = task.build_source([Row(1, None, {"text": "a, a"})], tokenizer)
+        batch = source.build(StepSequences(np.zeros(1), np.arange(1), np.arange(1)), 0)
+        assert batch.lengths == (8,)
+        decoded = task.decode({"vectors": torch.ones(8, 2)}, batch)
+        assert [len(row["vectors"]) for row in task.assemble(source, decoded)] == [expected]
 
 
 def test_refused_settings(tokenizer, tmp_path):
