@@ -11,7 +11,7 @@ from framework.data.planning.plan import SequenceSource
 from framework.data.tokenization.tokenizer import Tokenizer
 from framework.errors import ConfigError, check_choice
 from framework.tasks.embedding.data import TextPairData
-from framework.tasks.embedding.losses import ANCHOR, anchors_and_candidates, candidate_lists, contrast
+from framework.tasks.embedding.losses import ANCHOR, anchors_and_candidates, candidate_lists, contrast, term_weights
 from framework.tasks.embedding.scores import Scorer
 from framework.tasks.embedding.task import TAUGHT, EmbeddingTask
 
@@ -88,7 +88,7 @@ class SearchTask(EmbeddingTask):
         scores = score(anchor["indices"], candidate["indices"]) / self.temperature
         # logsumexp is undefined over an empty dim.
         sums = contrast(scores, anchor, candidate) if len(scores) else scores.sum() * scores.new_zeros(2)
-        return dict(zip(self.loss_weights, sums.unbind(), strict=False))
+        return dict(zip(term_weights(self.objective, self.symmetric), sums.unbind(), strict=False))
 
     def _taught(self, texts: Mapping[str, Tensor], score: Score) -> Tensor:
         is_anchor = texts["members"] == ANCHOR
