@@ -13,7 +13,6 @@ from framework.sweeps.closing import jobs_table, print_results, seeds_table
 from framework.sweeps.outcome import Outcome
 from framework.sweeps.plan import Job, Sweep
 from framework.sweeps.results import fold_seeds, record
-from tests.support.sweeps import sweeping
 from tests.support.sweeps.sweeping import NAMES, results, starts, states
 
 
@@ -112,12 +111,9 @@ def test_jobs_that_were_interrupted_at_their_start_are_waiting(sweep):
     assert sweep().code == 0 and len(starts(NAMES[0])) == 2
 
 
-def test_experiments_are_swept_with_keys_that_only_they_have(sweep, monkeypatch):
-    monkeypatch.setattr(
-        sweeping,
-        "LINE",
-        ["--multirun", "experiment=finetune_sst2,finetune_pairs", "init_from=null", "tokenizer=folder", "logger=none"],
-    )
+def test_experiments_are_swept_with_keys_that_only_they_have(sweep):
+    experiments = "experiment=finetune_sst2,finetune_pairs"
+    sweep.line = ["--multirun", experiments, "init_from=null", "tokenizer=folder", "logger=none"]
     ended = sweep("tokenizer.path=x", "data.train=a.tsv", "data.validation=b.tsv")
     assert (ended.code, ended.err) == (0, "")
     assert [each["values"] for each in results()["jobs"]] == [
