@@ -3,7 +3,7 @@
 #
 #   train ...        launch/torchrun.sh ...: one process per GPU, or per core without GPUs
 #   multi_node ...   launch/multi_node.sh ...: this container is one of several hosts
-#   prepare, plan, evaluate, predict, explain, audit, mine, export, report, status, preflight ...   python -m framework.COMMAND ...
+#   prepare, plan, evaluate, predict, explain, audit, mine, export, report, status, preflight, calibrate ...   python -m framework.COMMAND ...
 #   any other        runs unchanged
 #
 # Runs are in /cloze/runs, prepared data in /cloze/data_cache. Mount both, and pass --user with their owner. After SIGTERM
@@ -24,7 +24,7 @@ case $command in
     -h | --help) show_help "${BASH_SOURCE[0]}" ;;
     train) exec "$home/launch/torchrun.sh" "$@" ;;
     multi_node) exec "$home/launch/multi_node.sh" "$@" ;;
-    prepare | plan | evaluate | predict | explain | audit | mine | export | report | status | preflight) set -- "$PYTHON" -m "framework.$command" "$@" ;;
+    prepare | plan | evaluate | predict | explain | audit | mine | export | report | status | preflight | calibrate) set -- "$PYTHON" -m "framework.$command" "$@" ;;
     *) set -- "$command" "$@" ;;
 esac
 # The first process of a container receives only signals for which it has a handler, so the command runs as its child.

@@ -19,6 +19,7 @@ COMMANDS = {
     "export": "write a folder that transformers loads",
     "report": "redraw the plots and report.html of a run",
     "status": "show the progress of runs",
+    "calibrate": "measure this machine for plans",
     "preflight": "check all nodes and their links before training",
     "launch": "run a launch script of this installation",
     "machine": "count the GPUs and cores that this process may use",

@@ -17,7 +17,7 @@ FLOORS = {
     "config": 6,
     "sweeps": 7, "audits": 7, "mining": 7, "planning": 7,
     "prepare": 8, "train": 8, "evaluate": 8, "predict": 8, "explain": 8, "audit": 8, "mine": 8, "report": 8,
-    "export": 8, "plan": 8, "status": 8, "preflight": 8, "launch": 8, "trained_model": 8,
+    "export": 8, "plan": 8, "status": 8, "preflight": 8, "calibrate": 8, "launch": 8, "trained_model": 8,
     "__main__": 9,
 }  # fmt: skip
 SIBLINGS = {
