@@ -35,7 +35,7 @@ run() {
 mined=$folder/mined.jsonl
 [[ -e $mined ]] || run "$python" -m framework.mine "$minilm" "queries=$file" "query_column=$question" \
     "positive_column=$answer" num_negatives=4 range_max=20 relative_margin=null "output=$mined"
-common=("data.train=$mined" data.validation_fraction=0.1 trainer.max_epochs=1 logger=none "run.dir=$folder" "$@")
+common=("data.train=$mined" data.validation_fraction=0.1 trainer.max_epochs=1 trainer.report_explanations=0 logger=none "run.dir=$folder" "$@")
 [[ -e $folder/embedding.json ]] || {
     run "$python" -m framework.train experiment=finetune_retrieval run.id=embedding data.text_column=query \
         data.pair_column=positive 'data.negative_columns=[negatives]' data.label_column=null task.candidates=train \
