@@ -5,7 +5,7 @@
 #
 # The columns are question and answer unless they are given. The steps: hard negatives among the answers, by published MiniLM
 # weights; an embedding model that finds answers; a reranker that orders the best ones; the metrics of both for a tenth of the
-# questions. Further keys go to both trainings, for example data.max_train_rows=500. Another call with the same arguments goes on
+# questions. The prompt uses the reranker only if it gives the right first answer to at least as many of these questions. Further keys go to both trainings, for example data.max_train_rows=500. Another call with the same arguments goes on
 # from where the last one ended, and asks at once if it is complete. Questions can also come through a pipe, one per line.
 set -euo pipefail
 home=$(readlink -f "$(dirname "${BASH_SOURCE[0]}")/..")
@@ -35,7 +35,7 @@ run() {
 mined=$folder/mined.jsonl
 [[ -e $mined ]] || run "$python" -m framework.mine "$minilm" "queries=$file" "query_column=$question" \
     "positive_column=$answer" num_negatives=4 range_max=20 relative_margin=null "output=$mined"
-common=("data.train=$mined" data.validation_fraction=0.1 trainer.max_epochs=1 trainer.report_explanations=0 logger=none "run.dir=$folder" "$@")
+common=("data.train=$mined" data.validation_fraction=0.1 trainer.report_explanations=0 logger=none "run.dir=$folder" "$@")
 [[ -e $folder/embedding.json ]] || {
     run "$python" -m framework.train experiment=finetune_retrieval run.id=embedding data.text_column=query \
         data.pair_column=positive 'data.negative_columns=[negatives]' data.label_column=null task.candidates=train \

@@ -234,11 +234,14 @@ def test_a_reranker_scores_the_candidates(reranker_folder, monkeypatch, tmp_path
 
 def test_questions_are_answered(reranker_folder, monkeypatch, capsys):
     program = runpy.run_path(str(ROOT / "launch" / "lib" / "faq.py"))
+    rows = [{"query": f"a film {number}", "positive": answer} for number in range(30) for _, answer in PAIRS]
+    (reranker_folder / "faq" / "mined.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     monkeypatch.setattr("sys.argv", ["faq.py", str(reranker_folder / "faq")])
     monkeypatch.setattr("sys.stdin", io.StringIO("a bad film\n\n"))
     program["main"]()
-    first, *lines = capsys.readouterr().out.splitlines()
-    answers = {same_text(answer) for _, answer in PAIRS}
+    tested, first, *lines = capsys.readouterr().out.splitlines()
+    assert re.match(r"\d+ questions outside of the training: the first answer is right for \d\.\d{3} by the", tested)
+    answers = {answer for _, answer in PAIRS}
     assert first == f"{len(answers)} answers. Type a question; an empty line ends."
     assert lines[0] == "question> a bad film"
     scores, shown = zip(*(line.strip().split("  ", 1) for line in lines[1:4]), strict=True)
