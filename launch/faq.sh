@@ -5,8 +5,9 @@
 #
 # The columns are question and answer unless they are given. The steps: hard negatives among the answers, by published MiniLM
 # weights; an embedding model that finds answers; a reranker that orders the best ones; the metrics of both for a tenth of the
-# questions. The prompt uses the reranker only if it gives the right first answer to at least as many of these questions. Further keys go to both trainings, for example data.max_train_rows=500. Another call with the same arguments goes on
-# from where the last one ended, and asks at once if it is complete. Questions can also come through a pipe, one per line.
+# questions. The prompt uses the reranker only if it gives the right first answer to at least as many of these questions.
+# Further keys go to both trainings, for example data.max_train_rows=500. Another call with the same arguments goes on from where
+# the last one ended, and asks at once if it is complete. Questions can also come through a pipe, one per line.
 set -euo pipefail
 home=$(readlink -f "$(dirname "${BASH_SOURCE[0]}")/..")
 source "$home/launch/lib/settings.sh"
