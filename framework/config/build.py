@@ -168,10 +168,7 @@ def build_parts(settings: TrainConfig, world_size: int, earlier: Parts | None = 
     regularization = build_regularization(settings, shape.tensor, task, tokenizer, sources, model, before)
     freeze(model, settings.trainer.freeze, "trainer.freeze")
     if earlier is None and weights is not None:
-        weights = fit_head(weights, task.head_kind, task.to_record())
-        new = match_parameters(model, weights)[1]
-        _check_new_patches_are_trained(model, new)
-        task.check_new_weights(new, weights.source)
+        weights = _fitted(weights, task, model)
     token_steps = token_steps_of(settings.trainer, sources["train"])
     size, num_sequences = token_steps.global_batch_size, len(sources["train"])
     every = settings.trainer.val_every_n_steps or steps_per_epoch(num_sequences, size)
@@ -192,6 +189,15 @@ def build_parts(settings: TrainConfig, world_size: int, earlier: Parts | None = 
         first_step=first_step,
         regularization=regularization,
     )
+
+
+def _fitted(weights: PretrainedWeights, task: Task, model: TaskModel) -> PretrainedWeights:
+    """Returns the starting weights that fit the task, and checks the parameters that start from fresh values."""
+    weights = fit_head(weights, task.head_kind, task.to_record())
+    new = match_parameters(model, weights)[1]
+    _check_new_patches_are_trained(model, new)
+    task.check_new_weights(new, weights.source)
+    return weights
 
 
 def _with_training_split(sources: dict[str, SequenceSource]) -> dict[str, SequenceSource]:

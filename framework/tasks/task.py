@@ -23,7 +23,7 @@ from framework.models.config import EncoderConfig
 from framework.models.encoder import TransformerEncoder
 from framework.nn.norm import LayerNorm
 from framework.tasks.examination import Examination, ItemResults, default_examination
-from framework.tasks.explanation import Explained, TokenSpans, locate_texts, one_item
+from framework.tasks.explained_fields import ExplainedFields
 from framework.tasks.rewriting import RewritingHead
 
 if TYPE_CHECKING:
@@ -34,10 +34,6 @@ _RENAMED = {"side_config": "to_record", "side_files": "extra_files"}
 
 _PREDICTS_NO_TEXTS = (
     "does not predict texts. Prediction needs a fine-tuned model. Give a run or export that was fine-tuned."
-)
-_EXPLAINABLE = (
-    "Classification, regression, relation extraction, question answering, token classification, multiple choice, "
-    "reranking and embeddings of pairs have such scores. Explain a run of such a task."
 )
 
 
@@ -89,7 +85,7 @@ class TaskModel(nn.Module):
         return {"features": pooling(hidden_states, batch)}
 
 
-class Task(ABC):
+class Task(ExplainedFields, ABC):
     """One use of an encoder. The loss is a weighted sum of terms; a term is a sum over targets divided by their count.
 
     Attributes:
@@ -184,9 +180,7 @@ class Task(ABC):
         """Builds new validation metrics by name, in addition to the loss terms that every task has."""
         return {}
 
-    def update_metrics(  # noqa: B027  a task may have none
-        self, metrics: Mapping[str, Metric], outputs: Mapping[str, Tensor], batch: PackedBatch
-    ) -> None:
+    def update_metrics(self, metrics: Mapping[str, Metric], outputs: Mapping[str, Tensor], batch: PackedBatch) -> None:
         """Adds the real targets of one micro-batch to the metrics."""
 
     @property
@@ -211,7 +205,7 @@ class Task(ABC):
         """
         return {}
 
-    def check_new_weights(self, names: Sequence[str], source: str) -> None:  # noqa: B027  most heads may start new
+    def check_new_weights(self, names: Sequence[str], source: str) -> None:
         """Checks which weights a run that starts from other weights must initialize.
 
         Args:
@@ -226,7 +220,7 @@ class Task(ABC):
         """Returns the values that runs and exports save for prediction, such as label names, pooling and lengths."""
         return {}
 
-    def restore(self, record: Mapping[str, Any]) -> None:  # noqa: B027  a task that learns nothing from data needs none
+    def restore(self, record: Mapping[str, Any]) -> None:
         """Restores the values of `to_record`; evaluation and prediction call it before the other methods."""
 
     def extra_files(self) -> dict[str, str]:
@@ -236,20 +230,10 @@ class Task(ABC):
         """
         return {}
 
-    def restore_files(self, folder: Path) -> None:  # noqa: B027  most tasks have none
+    def restore_files(self, folder: Path) -> None:
         """Sets the folder that contains the `extra_files`. It is called after `restore`; reading may be lazy."""
 
-    @property
-    def fields(self) -> tuple[str, ...]:
-        """Returns the names of the columns that prediction reads from each row; known after `restore`."""
-        return ()
-
-    @property
-    def field_choices(self) -> tuple[tuple[str, ...], ...]:
-        """Returns the alternative sets of fields that prediction reads from a row; the first is `fields`."""
-        return (self.fields,)
-
-    def check_row(self, row: Row, tokenizer: Tokenizer) -> None:  # noqa: B027  most tasks predict any text
+    def check_row(self, row: Row, tokenizer: Tokenizer) -> None:
         """Checks one row to predict.
 
         Args:
@@ -279,69 +263,6 @@ class Task(ABC):
             ConfigError: The task does not predict rows.
         """
         raise ConfigError(f"{type(self).__name__} {_PREDICTS_NO_TEXTS}")
-
-    @property
-    def explains_predictions(self) -> bool:
-        """Returns True if the task implements `explained_scores`."""
-        return type(self).explained_scores is not Task.explained_scores
-
-    @property
-    def explained_fields(self) -> tuple[tuple[str, ...], ...]:
-        """Returns the alternative sets of fields that an explanation reads from a row; known after `restore`."""
-        return self.field_choices
-
-    @property
-    def explained_labels(self) -> tuple[str, ...]:
-        """Returns the names by which scores can be chosen, such as labels; known after `restore`.
-
-        A task whose scores have no such names, such as answer spans, returns an empty tuple.
-        """
-        return ()
-
-    def explained(self, source: Any, decoded: Sequence[Any], name: str | None) -> list[list[Explained]]:
-        """Chooses the scores to explain.
-
-        Args:
-            source: Source from `build_source`.
-            decoded: Objects of `decode`, one per item of the source, in its order.
-            name: One of `explained_labels`; None: the predictions themselves.
-
-        Returns:
-            For each row of the source its scores. A row may have none, such as a text without entities.
-
-        Raises:
-            ConfigError: The task has no scores to explain.
-        """
-        raise ConfigError(f"{type(self).__name__} has no scores to explain. {_EXPLAINABLE}")
-
-    def explained_scores(self, outputs: Mapping[str, Tensor], batch: PackedBatch, targets: Sequence[Any]) -> Tensor:
-        """Returns the score that an explanation attributes to words, for each item: (items,) fp32 with a gradient.
-
-        Args:
-            outputs: Outputs of the head.
-            batch: Micro-batch of the outputs.
-            targets: Target of each real item, from `explained`.
-
-        Raises:
-            ConfigError: The task has no scores to explain.
-        """
-        raise ConfigError(f"{type(self).__name__} has no scores to explain. {_EXPLAINABLE}")
-
-    def explained_spans(
-        self, source: Any, explained: Explained, values: Mapping[str, str], tokenizer: Tokenizer
-    ) -> TokenSpans:
-        """Locates the tokens of an item in the texts of its row.
-
-        By default the item has one sequence of the texts in `fields`, each truncated at its end.
-
-        Args:
-            source: Source from `build_source`.
-            explained: Explained score.
-            values: Values of the row by field.
-            tokenizer: Tokenizer of the model.
-        """
-        ids = one_item(source, explained.item).input_ids.numpy()
-        return locate_texts(ids, {name: values[name] for name in self.fields}, tokenizer)
 
     @property
     def single_labels(self) -> tuple[str, ...]:
