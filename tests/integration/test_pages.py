@@ -66,7 +66,8 @@ ELSEWHERE = {
     r"python -m tests\.support\.faults.*": "tests/integration/test_faults.py",
     r"python -m framework\.(train|predict) .*prototypes.*": "tests/integration/test_own_task.py",
     r"python -m framework\.(train|predict|evaluate) .*(image|run=clip|run=digits).*": "tests/tasks/test_battery.py",
-    r"python -m framework\.(train|predict|export) .*run(\.id)?=(splade|colbert|reranker).*": "tests/tasks/test_battery.py",
+    r"python -m framework\.(train|predict|export) .*run(\.id)?=(splade|colbert).*": "tests/tasks/test_battery.py",
+    r"python -m framework\.(train|predict) .*run(\.id)?=reranker.*": "tests/tasks/test_battery.py",
 }
 """Tests of what lines of these patterns start; several need SLURM, Docker or hosts of their own."""
 
