@@ -194,9 +194,7 @@ def build_parts(settings: TrainConfig, world_size: int, earlier: Parts | None = 
 def _fitted(weights: PretrainedWeights, task: Task, model: TaskModel) -> PretrainedWeights:
     """Returns the starting weights that fit the task, and checks the parameters that start from fresh values."""
     weights = fit_head(weights, task.head_kind, task.to_record())
-    new = match_parameters(model, weights)[1]
-    _check_new_patches_are_trained(model, new)
-    task.check_new_weights(new, weights.source)
+    _check_new_weights(task, model, weights)
     return weights
 
 
@@ -296,12 +294,18 @@ def build_encoder_config(
     return config
 
 
-def _check_new_patches_are_trained(model: TaskModel, new: list[str]) -> None:
-    """Checks that patch embeddings without starting weights are not frozen at random values.
+def _check_new_weights(task: Task, model: TaskModel, weights: PretrainedWeights) -> None:
+    """Checks the parameters that the starting weights lack.
 
     Raises:
-        ConfigError: They are frozen, by `trainer.freeze` or by an adapter.
+        ConfigError: The task requires one of them; or patch embeddings are frozen at random values, by `trainer.freeze`
+            or by an adapter.
     """
+    new = match_parameters(model, weights)[1]
+    for prefix, reason in task.required_weights.items():
+        missing = next((name for name in new if name.startswith(prefix)), None)
+        if missing is not None:
+            raise ConfigError(f"{weights.source} has no {missing}. {reason}")
     parameters = dict(model.named_parameters())
     frozen = [name for name in new if PATCH_EMBEDDINGS in name and not parameters[name].requires_grad]
     if frozen:

@@ -196,7 +196,7 @@ class StepRunner:
         begin_activity("counts targets", batch.step + 1)
         counts, num_tokens = self._global_counts(batch)
         weighted = counts if self.term_weights is None else self.term_weights.weighted(counts)
-        factors = self.task.weight_factors(batch.step)
+        factors = self.task.weight_factors(batch.step) if isinstance(self.task, StepLevelTask) else {}
         if factors:
             # A loss divides each term by its count.
             assert isinstance(self.steps.objective, SumCountObjective)

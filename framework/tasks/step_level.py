@@ -38,6 +38,14 @@ class StepLevelTask(Task):
         members = batch.sequence_ids % batch.group_size
         return {SEQUENCE_IDS: batch.sequence_ids, **outputs, "members": members, **batch.targets}
 
+    def weight_factors(self, step: int) -> Mapping[str, float]:  # noqa: ARG002  constant by default
+        """Returns the factors of the weights of terms at a training step, by term; terms without an entry have 1.
+
+        Args:
+            step: Number of steps completed before it. Factors depend on nothing else, and are above 0.
+        """
+        return {}
+
     @property
     def class_scores(self) -> Mapping[str, str]:
         """Returns no outputs, because rows are embeddings and not logits."""

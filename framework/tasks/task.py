@@ -111,6 +111,7 @@ class Task(ExplainedFields, ABC):
             "sequences", or the name of a target with the index of each row's token. Privacy needs it, and
             `sequence_losses`; a task without it cannot be trained with privacy.
         patch_size: Edge of a patch in pixels; 0: the task reads no pictures, and the encoder has no patch embeddings.
+        required_weights: Reasons why starting weights must hold parameters of the head, by prefix of their names.
         scores_predictions: True if evaluation must decode all items of a split and gather them for `score`.
     """
 
@@ -131,6 +132,7 @@ class Task(ExplainedFields, ABC):
     head_rows: Mapping[str, str] = {}
     patch_size: int = 0
     scores_predictions: bool = False
+    required_weights: Mapping[str, str] = {}
 
     def __init_subclass__(cls) -> None:
         """Rejects a task that overrides methods by the names they had before 2026-11-30, which nothing calls.
@@ -196,25 +198,6 @@ class Task(ExplainedFields, ABC):
         those with IGNORE_INDEX do not count. A task without such logits returns an empty mapping.
         """
         return {"logits": "labels"}
-
-    def weight_factors(self, step: int) -> Mapping[str, float]:
-        """Returns the factors of the weights of terms at a training step, by term; terms without an entry have 1.
-
-        Args:
-            step: Number of steps completed before it. Factors depend on nothing else, and are above 0.
-        """
-        return {}
-
-    def check_new_weights(self, names: Sequence[str], source: str) -> None:
-        """Checks which weights a run that starts from other weights must initialize.
-
-        Args:
-            names: Names of the parameters that the source lacks.
-            source: Source of the weights.
-
-        Raises:
-            ConfigError: The task needs one of them from the source.
-        """
 
     def to_record(self) -> dict[str, Any]:
         """Returns the values that runs and exports save for prediction, such as label names, pooling and lengths."""

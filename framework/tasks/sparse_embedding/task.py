@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any, Literal
 
 import numpy as np
@@ -13,7 +14,7 @@ from framework.data.flat_source import FlatSource
 from framework.data.layout import SHORTEST, check_max_length
 from framework.data.reading.rows import Row
 from framework.data.tokenization.tokenizer import Tokenizer
-from framework.errors import ConfigError, check_above_zero, check_at_least
+from framework.errors import check_above_zero, check_at_least
 from framework.models.config import EncoderConfig
 from framework.models.encoder import TransformerEncoder
 from framework.tasks.embedding.features import DrawnPairs
@@ -24,6 +25,11 @@ from framework.tasks.embedding.task import TAUGHT
 from framework.tasks.sparse_embedding.head import SparseHead
 
 QUERY_FLOPS, DOCUMENT_FLOPS = "query_flops", "document_flops"
+_NEEDED = (
+    "The weights of a text are the scores of the head for masked words, and new ones are random. Start from a masked "
+    "language model (a class that ends with ForMaskedLM), or from a run of task=pretraining; "
+    "experiment=continue_pretraining trains such a head."
+)
 _SMALL = 0.01
 """Weight from which on a word is counted."""
 
@@ -67,6 +73,7 @@ class SparseEmbeddingTask(SearchTask):
     head_kind = "sparse_embedding"
     allows_tensor_parallel = False
     score_name = "score"
+    required_weights = MappingProxyType({"head.mlm.": _NEEDED})
 
     def __init__(
         self,
@@ -88,6 +95,7 @@ class SparseEmbeddingTask(SearchTask):
         super().__init__(objective, max_length, temperature, symmetric, candidates, side)
         self.flops_warmup_steps = flops_warmup_steps
         self.loss_weights = {**self.loss_weights, QUERY_FLOPS: query_flops, DOCUMENT_FLOPS: document_flops}
+        self._own_weights = self.loss_weights
         self._tokenizer: Tokenizer | None = None
 
     @property
@@ -104,20 +112,6 @@ class SparseEmbeddingTask(SearchTask):
     def build_head(self, encoder: TransformerEncoder, config: EncoderConfig) -> nn.Module:
         """Builds the scores of masked words."""
         return SparseHead(encoder, config)
-
-    def check_new_weights(self, names: Sequence[str], source: str) -> None:
-        """Checks that the run starts from a head for masked words.
-
-        Raises:
-            ConfigError: The head would be new.
-        """
-        missing = next((name for name in names if ".mlm." in name), None)
-        if missing is not None:
-            raise ConfigError(
-                f"{source} has no head for masked words ({missing} is missing). The weights of a text are the scores "
-                "of such a head, and new ones are random. Start from a masked language model (a class that ends with "
-                "ForMaskedLM), or from a run of task=pretraining; experiment=continue_pretraining trains such a head."
-            )
 
     def step_loss_sums(self, rows: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Sums the terms of `SearchTask`, and `flops` of queries and documents times the number of queries."""

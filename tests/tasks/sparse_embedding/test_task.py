@@ -4,17 +4,20 @@ import numpy as np
 import pytest
 import torch
 
+from framework.config.build import _check_new_weights
 from framework.data.planning.plan import StepSequences
 from framework.data.reading.rows import Row
 from framework.data.tokenization.tokenizer import Tokenizer
 from framework.errors import ConfigError
 from framework.models.encoder import TransformerEncoder
 from framework.modules.passes.contributions import rows_of_step
+from framework.published.pretrained import weights_from_state
 from framework.tasks.embedding.data import TextGroup
 from framework.tasks.embedding.features import match_source
 from framework.tasks.sparse_embedding import head as head_module
 from framework.tasks.sparse_embedding.head import SparseHead
 from framework.tasks.sparse_embedding.task import SparseEmbeddingTask, SparseVector, num_words
+from framework.tasks.task import TaskModel
 from tests.support.exports.small_exports import CONFIGS, make_tokenizer
 
 GROUPS = [("a", "b c", "d"), ("e f g", "h a"), ("b", "c c")]
@@ -87,7 +90,11 @@ def test_words_are_named_and_scored(tokenizer):
 
 
 def test_a_start_without_scores_of_masked_words_is_refused():
-    names = ["head.mlm.dense.weight", "head.mlm.norm.weight"]
-    with pytest.raises(ConfigError, match=r"FOLDER has no head for masked words.*ForMaskedLM"):
-        SparseEmbeddingTask().check_new_weights(names, "FOLDER")
-    SparseEmbeddingTask().check_new_weights([], "FOLDER")
+    config, task = CONFIGS["bert"], SparseEmbeddingTask()
+    encoder = TransformerEncoder(config)
+    model = TaskModel(encoder, task.build_head(encoder, config))
+    weights = weights_from_state(
+        "FOLDER", config, {f"encoder.{name}": each for name, each in encoder.state_dict().items()}
+    )
+    with pytest.raises(ConfigError, match=r"FOLDER has no head\.mlm\.dense.*ForMaskedLM"):
+        _check_new_weights(task, model, weights)
