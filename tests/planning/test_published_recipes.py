@@ -1,4 +1,4 @@
-"""Each experiment of a published recipe runs at its real shape, on fake tensors, as rank 0 of 8."""
+"""Each experiment of a published recipe runs at its real shape, on fake tensors, as rank 0 of 8 GPUs."""
 
 from pathlib import Path
 
@@ -44,7 +44,7 @@ def test_a_recipe_runs_at_its_real_shape(recipe: str, vocab_size: int, millions:
     with initialize_config_dir(str(conf_folder()), version_base="1.3"):
         overrides = [f"data.store={tmp_path}/store", f"run.dir={tmp_path}/runs", "logger=none"]
         config = resolve_config(compose("train", [f"experiment=pretrain_{recipe}", *overrides]))
-    records = record_phases(config, RANKS)
+    records = record_phases(config, RANKS, "cuda")
     assert len(records) == len(phase_configs(config))
     for record in records:
         parts, weights = record.phase.parts, sum(each.numel() for each in record.phase.parts.model.parameters())
