@@ -17,7 +17,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 
-from framework.distributed.processes.position import POSITION
+from framework.distributed.processes.position import POSITION, begin_activity
 from framework.planning.memory import LiveMemory, ResizeHook
 
 _COLLECTIVES = ("c10d", "_c10d_functional")
@@ -94,6 +94,7 @@ class StepRecorder(TorchDispatchMode):
     def begin(self, is_second: bool = False) -> None:
         """Starts a new record, of a step or of a second run of the same step."""
         self.work = defaultdict(Work)
+        begin_activity("starts a recorded step")  # the last activity of the step before is no part of this one
         self.memory.begin(is_second)
 
     @contextlib.contextmanager
