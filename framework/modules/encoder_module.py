@@ -128,9 +128,13 @@ class EncoderModule(pl.LightningModule):
             mesh: Mesh of the strategy; None: a single process.
             device: Device on which the model computes.
         """
+        if any(parameter.is_meta for parameter in self.model.parameters()):
+            self.parallelize(strategy, mesh)
+            self.materialize(device)
         self.runner.mesh, self.runner.device = mesh, device
-        if not any(parameter.is_meta for parameter in self.model.parameters()):
-            return
+
+    def parallelize(self, strategy: str, mesh: DeviceMesh | None) -> None:
+        """Parallelizes the model on the meta device (first part of `place`)."""
         parallelize(
             self.model,
             mesh if self.build_graphs is None else None,  # captured steps reduce all gradients at once
@@ -140,6 +144,9 @@ class EncoderModule(pl.LightningModule):
             self.sharding,
             self.compile_backend,
         )
+
+    def materialize(self, device: torch.device) -> None:
+        """Sets the initial weights of the parallelized model (second part of `place`)."""
         parameter_device = "cpu" if self.sharding.cpu_offload else None
         materialize(self.model, self.initial_values(self.model), device, parameter_device)
         if self.build_graphs is None and not isinstance(self.runner.steps, PrivateSteps):  # noise is dense

@@ -71,7 +71,9 @@ class RecordedModule:
         self.recorder = StepRecorder(self.memory, mesh, gpus_per_node)
         if is_fake:
             _take_shapes_only(module, device)
+        module.parallelize(strategy, mesh)  # computes ranks with tensors, which must have values
         with self._recording():
+            module.materialize(device)
             module.place(strategy, mesh, device)
             _use_dense_gradients(module)
             self.optimizer = module.configure_optimizers()
