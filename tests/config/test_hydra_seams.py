@@ -60,7 +60,7 @@ def test_help_of_training_offers_no_group_of_prepare(monkeypatch, capsys):
     output = capsys.readouterr().out
     assert "\ncorpus: " not in output and "\nvocabulary: " not in output
     assert (
-        "\nexperiment: continue_pretraining, " in output
+        "\nexperiment: clue, continue_pretraining, " in output
         and "\nstrategy: ddp, fsdp2, fsdp2_tp, hsdp, single, tp\n" in output
     )
 

@@ -6,11 +6,16 @@ from typing import Any
 from torch import nn
 
 from framework.config.session import _step_flops
+from framework.tasks.task import TaskModel
 from tests.support.models.shapes import BERT
 
 
 def parts(model: nn.Module, term: str | None) -> Any:
     return SimpleNamespace(model=model, config=BERT, task=SimpleNamespace(vocabulary_term=term))
+
+
+def model() -> TaskModel:
+    return TaskModel(nn.Linear(1, 1), nn.Linear(1, 1))
 
 
 def step() -> Any:
@@ -22,11 +27,11 @@ def step() -> Any:
 
 def test_real_sequences_and_predicted_words_of_all_micro_batches_count() -> None:
     encoder = 6 * 21_504 * 21 + 12 * 32 * 3 * (100 + 16 + 49)
-    count = _step_flops(parts(nn.Linear(1, 1), None))
+    count = _step_flops(parts(model(), None))
     assert count is not None and count(step()) == encoder
-    count = _step_flops(parts(nn.Linear(1, 1), "mlm"))
+    count = _step_flops(parts(model(), "mlm"))
     assert count is not None and count(step()) == encoder + 6 * 3 * (32 * 32 + 32 * 50)
 
 
 def test_frozen_parameters_have_no_flops() -> None:
-    assert _step_flops(parts(nn.Linear(1, 1).requires_grad_(False), None)) is None
+    assert _step_flops(parts(model().requires_grad_(False), None)) is None

@@ -59,6 +59,7 @@ ELSEWHERE = {
     r"python -m framework\.(prepare|train|audit) .*canaries.*": "tests/integration/test_canary_audit.py",
     r"python -m framework\.audit .*sentiment\.jsonl\.gz.*": "tests/audits/test_suite.py",
     r"python -m framework\.plan .*": "tests/integration/test_plan_command.py",
+    r"python -m framework\.train .*electra.*": "tests/integration/test_replaced_tokens.py",
     r"python -m framework\.mine .*": "tests/integration/test_mine_command.py",
     r"python -m framework\.(train|evaluate) .*(mined|scifact).*": "tests/integration/test_mine_command.py",
     r"launch/faq\.sh .*": "tests/integration/test_mine_command.py",
