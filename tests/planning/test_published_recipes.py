@@ -24,6 +24,7 @@ RECIPES = [
             ("bert_base", 30522, 110),
             ("modernbert_base", 50368, 149),
             ("cramming", 32768, 120),
+            ("electra_small", 30522, 14),
             ("ettin_32m", 50368, 32),
             ("ettin_68m", 50368, 68),
             ("ettin_150m", 50368, 150),
