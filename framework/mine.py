@@ -32,7 +32,6 @@ from framework.errors import ConfigError
 from framework.mining.mining import OpenedModel, mine_negatives
 from framework.mining.parts import MinedCounts, check_output
 from framework.mining.texts import MinedTexts, read_texts
-from framework.modules.inference import Inference
 from framework.retrieval.approximate import import_faiss
 from framework.tasks.embedding.task import EmbeddingTask
 from framework.tasks.reranking.task import RerankingTask
@@ -62,10 +61,10 @@ def mine(composed: DictConfig) -> MinedCounts:
     budget, precision = settings.micro_batch_tokens, settings.precision.name
     with open_inference(trained, budget, precision) as inference:
         own = ProcessInfo(local_rank=info.local_rank)
-        model = OpenedModel(
-            trained, Inference(inference.model, trained.task, budget, inference.precision, inference.device)
-        )
-        scorer = None if reranker is None else OpenedModel(reranker, build_inference(reranker, budget, precision, own))
+        model = OpenedModel(trained, inference.alone())
+        scorer = None
+        if reranker is not None:
+            scorer = OpenedModel(reranker, build_inference(reranker, budget, precision, own).alone())
         counts = mine_negatives(settings, texts, model, scorer, info)
     if info.rank == 0:
         write_to_stdout([describe_rows(settings, texts, counts)])

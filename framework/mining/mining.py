@@ -26,7 +26,7 @@ from framework.files import new_digest
 from framework.mining.parts import MinedCounts, delete_folder, join_parts, write_parts
 from framework.mining.rows import PAIRS_AT_ONCE, Miner, Search
 from framework.mining.texts import MinedTexts
-from framework.mining.vectors import ShardEncoder, Side, decode_alone
+from framework.mining.vectors import ShardEncoder, Side
 from framework.modules.inference import Inference
 from framework.retrieval.approximate import build_index, search_index
 from framework.retrieval.negatives import Candidates, Rescore, Rules
@@ -147,7 +147,7 @@ def rescorer(inference: Inference, tokenizer: Tokenizer, texts: MinedTexts) -> R
         ]
         assert isinstance(inference.task, RerankingTask)
         source = inference.task.pair_source(scored, tokenizer)
-        scores = np.array([each[0] for each in decode_alone(inference, source)], dtype=np.float64)
+        scores = np.array([each[0] for each in inference.decode(source)], dtype=np.float64)
         return np.split(scores, np.cumsum(sizes)[:-1])
 
     return rescore

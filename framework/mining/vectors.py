@@ -7,12 +7,10 @@ import copy
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
-import torch
 
-from framework.data.planning.plan import SequenceSource
 from framework.data.reading.rows import Row
 from framework.data.tokenization.tokenizer import Tokenizer
 from framework.distributed.processes.agreement import on_every_rank
@@ -21,7 +19,6 @@ from framework.files import replacing
 from framework.modules.inference import Inference
 from framework.retrieval.search import unit
 from framework.tasks.embedding.task import EmbeddingTask
-from framework.tasks.task import Task
 
 TEXTS_PER_SHARD = 8192
 
@@ -78,24 +75,7 @@ class ShardEncoder:
         task.side = side
         rows = [Row(number, None, {"text": text}) for number, text in enumerate(texts, start=1)]
         source = task.build_source(rows, self.tokenizer)
-        return unit(np.concatenate(decode_alone(self.inference, source)))
-
-
-def decode_alone(inference: Inference, source: SequenceSource) -> list[Any]:
-    """Returns the objects of `Task.decode` for the items of a source, without other processes.
-
-    Args:
-        inference: Model without a mesh.
-        source: Items to decode.
-    """
-    task: Task = inference.task
-    decoded: dict[int, Any] = {}
-    for batch in inference.micro_batches(source):
-        with torch.inference_mode(), inference.precision.autocast(inference.device.type):
-            outputs = inference.model(batch)
-        with torch.inference_mode():
-            decoded.update(zip(batch.item_indices(), task.decode(outputs, batch), strict=True))
-    return [decoded[item] for item in range(len(source))]
+        return unit(np.concatenate(self.inference.decode(source)))
 
 
 def _save(path: Path, vectors: np.ndarray) -> None:

@@ -17,6 +17,7 @@ import pytest
 from framework.data.examples.splits import same_text
 from framework.data.tokenization.tokenizer import Tokenizer
 from framework.mining import rows, vectors
+from framework.modules.inference import Inference
 from framework.tasks.embedding.data import TextPairData
 from framework.tasks.embedding.task import EmbeddingTask
 from framework.trained_model import load
@@ -166,7 +167,7 @@ def test_an_interrupted_command_goes_on_with_its_shards(run_folder, monkeypatch,
     given = [*MINE, f"vectors={tmp_path / 'vectors'}"]
     assert run_command(monkeypatch, "mine", *MINE, f"output={tmp_path / 'whole.jsonl'}") == 0
     encoded: list[int] = []
-    decode = vectors.decode_alone
+    decode = Inference.decode
 
     def until(number: int):
         def decode_some(inference, source):
@@ -177,11 +178,11 @@ def test_an_interrupted_command_goes_on_with_its_shards(run_folder, monkeypatch,
 
         return decode_some
 
-    monkeypatch.setattr(vectors, "decode_alone", until(3))
+    monkeypatch.setattr(Inference, "decode", until(3))
     assert run_command(monkeypatch, "mine", *given, f"output={tmp_path / 'mined.jsonl'}") == 9
     assert not (tmp_path / "mined.jsonl").exists()
     encoded.clear()
-    monkeypatch.setattr(vectors, "decode_alone", until(99))
+    monkeypatch.setattr(Inference, "decode", until(99))
     assert run_command(monkeypatch, "mine", *given, f"output={tmp_path / 'mined.jsonl'}") == 0
     # 28 documents, 1 further positive and 5 queries: 6, 1 and 1 shards, of which 3 existed.
     assert encoded == [5, 5, 3, 1, 5]

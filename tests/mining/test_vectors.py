@@ -6,25 +6,23 @@ import numpy as np
 import pytest
 
 from framework.data.tokenization.tokenizer import Tokenizer
-from framework.mining import vectors
 from framework.mining.vectors import ShardEncoder
 from framework.tasks.embedding.task import EmbeddingTask
 from tests.support.exports.small_exports import make_tokenizer
 
 
 @pytest.mark.parametrize(("side", "prompt"), [("query", ["a"]), ("document", ["b", "c"])])
-def test_prompts_of_sides(tmp_path, monkeypatch, side, prompt):
+def test_prompts_of_sides(tmp_path, side, prompt):
     tokenizer = Tokenizer.from_folder(make_tokenizer(tmp_path, 0))
     seen: list[list[str]] = []
 
-    def record(inference, source):
+    def record(source):
         ids = source.tokens(np.arange(len(source))).input_ids
         seen.append([tokenizer.backend.id_to_token(token_id) for token_id in ids])
         return [np.ones((1, 2), dtype=np.float32)] * len(source)
 
-    monkeypatch.setattr(vectors, "decode_alone", record)
     task = EmbeddingTask(prompts={"query": "a ", "document": "b c "}, side="document")
-    encoder = ShardEncoder(SimpleNamespace(task=task), tokenizer, 0, 1)
+    encoder = ShardEncoder(SimpleNamespace(task=task, decode=record), tokenizer, 0, 1)
     (shard,) = encoder.encode(tmp_path, "texts", ["d", "e f"], side)
     assert seen == [["[CLS]", *prompt, "d", "[SEP]", "[CLS]", *prompt, "e", "f", "[SEP]"]]
     np.testing.assert_allclose(shard, np.full((2, 2), 0.5**0.5), rtol=1e-6)
