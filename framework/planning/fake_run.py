@@ -1,6 +1,7 @@
 """Runs one step of each phase of a run on fake tensors, as rank 0 of any number of ranks."""
 
 import contextlib
+import gc
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -79,7 +80,8 @@ def record_phases(
         FrameworkError: The config cannot be run, or a step depends on values, which fake tensors do not have.
     """
     strategy = {**config["strategy"], "compile": "none", "graph": False}
-    with fake_environment(info), fake_cuda() if device_type == "cuda" else contextlib.nullcontext():
+    fake_device = fake_cuda() if device_type == "cuda" else contextlib.nullcontext()
+    with _small_heap(), fake_environment(info), fake_device:
         run = assemble_run({**config, "strategy": strategy, "check": info.world_size}, info, device_type)
         return [record_phase(phase, info, device_type, granularity, limit_bytes) for phase in run.phases]
 
@@ -134,6 +136,17 @@ def _best_budget(phase: AssembledPhase, recorded: RecordedModule, limit_bytes: f
     if limit_bytes is None:
         return best_budget(plan, data.longest_sequence, None)
     return best_budget(plan, data.longest_sequence, attempt, MEMORY_FRACTION * limit_bytes)
+
+
+@contextlib.contextmanager
+def _small_heap() -> Iterator[None]:
+    """Context in which collections of garbage look at new objects only. Each would look at all modules of torch."""
+    gc.collect()
+    gc.freeze()
+    try:
+        yield
+    finally:
+        gc.unfreeze()
 
 
 @contextlib.contextmanager
