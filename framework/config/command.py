@@ -10,6 +10,7 @@ from typing import Generic, NoReturn, TypeVar
 import hydra
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.singleton import Singleton
 from hydra.errors import HydraException, OverrideParseException
 from hydra.plugins.plugin import Plugin
@@ -33,6 +34,8 @@ T = TypeVar("T")
 _HYDRA_VERSION = "1.3"
 _HYDRA_STATE = (GlobalHydra, HydraConfig, VersionBase)
 """Singletons that hold Hydra's state about the config of this process."""
+_OWN_SOURCES = ("hydra", "main", "schema")
+"""Providers of config files that every command has. Others are folders that the user added."""
 
 
 def start(module: str) -> NoReturn:
@@ -104,13 +107,42 @@ class Command(Generic[T]):
             return _translated(lambda: self.body(self._compose(overrides)))
 
     def _compose(self, overrides: Sequence[str]) -> DictConfig:
-        arguments = with_named_choices(with_quotes(overrides))
-        with hydra.initialize_config_dir(str(conf_folder()), version_base=_HYDRA_VERSION):
-            config = hydra.compose(self._config_name, arguments, return_hydra_config=True)
-        HydraConfig.instance().set_config(config)
-        with read_write(config), open_dict(config):
-            del config["hydra"]
-        return config
+        return _compose(self._config_name, with_named_choices(with_quotes(overrides)))
+
+
+def recompose(config_name: str, changes: Sequence[str]) -> DictConfig:
+    """Composes the config of the running command again with changes. Its own config stays as it is.
+
+    Args:
+        config_name: Name of the primary config.
+        changes: Overrides KEY=VALUE, each of which replaces those of the same key.
+
+    Raises:
+        ConfigError: The changed command line is wrong.
+    """
+    current = HydraConfig.get()
+    added = [each for each in current.runtime.config_sources if each.provider not in _OWN_SOURCES]
+    folders = ",".join(f"{each.schema}://{each.path}" for each in added)
+    path = [f"hydra.searchpath=[{folders}]"] if folders else []
+
+    def compose() -> DictConfig:
+        arguments, parser = with_named_choices(with_quotes(changes)), OverridesParser.create()
+        changed = {each.key_or_group for each in parser.parse_overrides(arguments)}
+        kept = [each for each in current.overrides.task if parser.parse_override(each).key_or_group not in changed]
+        return _compose(config_name, [*path, *kept, *arguments])
+
+    with _own_hydra_state():
+        return _translated(compose)
+
+
+def _compose(config_name: str, arguments: list[str]) -> DictConfig:
+    """Composes a config, and makes it Hydra's config of this process."""
+    with hydra.initialize_config_dir(str(conf_folder()), version_base=_HYDRA_VERSION):
+        config = hydra.compose(config_name, arguments, return_hydra_config=True)
+    HydraConfig.instance().set_config(config)
+    with read_write(config), open_dict(config):
+        del config["hydra"]
+    return config
 
 
 def _prepare(register_plugins: Callable[[], None] = lambda: None) -> None:

@@ -6,14 +6,11 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicOutputShapeException
-
 from framework.batch import StepBatch
 from framework.config.assembly import AssembledPhase, assemble_run
 from framework.data.planning.auto_budget import MEMORY_FRACTION, Trial, best_budget, trial_batch
 from framework.distributed.mesh import MeshShape, build_mesh
 from framework.distributed.processes.environment import ProcessInfo
-from framework.errors import ConfigError
 from framework.planning.fake_cuda import CPU, CUDA, fake_cuda
 from framework.planning.fake_world import fake_environment, fake_process_group
 from framework.planning.recorder import Work
@@ -100,7 +97,7 @@ def record_phase(
     """
     plan, strategy = phase.data.plans["train"], phase.settings.strategy
     shape = strategy.shape(info.world_size)
-    with _fake_ranks(info), _naming(phase):
+    with _fake_ranks(info):
         mesh = build_mesh(strategy.name, shape, "cpu")  # on which fake tensors are
         device = CUDA if device_type == "cuda" else CPU
         recorded = RecordedModule(phase.module, strategy.name, mesh, device, info.local_world_size, granularity)
@@ -153,16 +150,3 @@ def _small_heap() -> Iterator[None]:
 def _fake_ranks(info: ProcessInfo) -> Iterator[None]:
     with fake_process_group(info) if info.world_size > 1 else contextlib.nullcontext():
         yield
-
-
-@contextlib.contextmanager
-def _naming(phase: AssembledPhase) -> Iterator[None]:
-    """Context in which a step that reads values of tensors is reported as one that cannot be planned."""
-    try:
-        yield
-    except (DataDependentOutputException, DynamicOutputShapeException) as error:
-        raise ConfigError(
-            f"a step of task {type(phase.parts.task).__name__} under precision={phase.module.precision.name} reads "
-            f"values of tensors ({error}). A plan has only their shapes. Plan a config of the same model and lengths "
-            "without this task or precision."
-        ) from error

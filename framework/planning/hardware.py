@@ -69,6 +69,11 @@ class Hardware:
         return TERA * (self.bf16_tflops if dtype in ("bfloat16", "float16") else self.fp32_tflops)
 
     @property
+    def memory_bytes(self) -> float:
+        """Returns the memory."""
+        return GIGA * self.memory_gb
+
+    @property
     def usable_bytes(self) -> float:
         """Returns the memory for torch's tensors, without reserves and fragments."""
         return GIGA * (self.memory_gb - self.reserve_gb) / (1 + self.fragment_share)

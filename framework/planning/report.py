@@ -22,7 +22,7 @@ def required_bytes(record: PhaseRecord, hardware: Hardware) -> float:
 
 def fits(record: PhaseRecord, hardware: Hardware) -> bool:
     """Returns True if a rank has memory for a step."""
-    return required_bytes(record, hardware) <= GIGA * hardware.memory_gb
+    return required_bytes(record, hardware) <= hardware.memory_bytes
 
 
 def describe_phase(record: PhaseRecord, hardware: Hardware, plan: PlanSettings, lengths: Lengths | None) -> list[Row]:
@@ -64,15 +64,15 @@ def _model(record: PhaseRecord, plan: PlanSettings) -> Iterator[Row]:
 
 def _memory(record: PhaseRecord, hardware: Hardware) -> Iterator[Row]:
     peak, required = record.step.peak, required_bytes(record, hardware)
-    kinds = ", ".join(f"{kind} {_gb(size)}" for kind, size in peak.by_kind.items() if size)
-    yield "memory of a rank", f"{_gb(peak.num_bytes)} at the peak: {kinds}"
-    reserves = f"{_gb(GIGA * hardware.reserve_gb)} for the device's own needs"
+    kinds = ", ".join(f"{kind} {format_gb(size)}" for kind, size in peak.by_kind.items() if size)
+    yield "memory of a rank", f"{format_gb(peak.num_bytes)} at the peak: {kinds}"
+    reserves = f"{format_gb(GIGA * hardware.reserve_gb)} for the device's own needs"
     reserves += f" and {hardware.fragment_share:.0%} for fragments"
     verdict = "fits" if fits(record, hardware) else "DOES NOT FIT"
-    yield "", f"{_gb(required)} with {reserves}, of {_gb(GIGA * hardware.memory_gb)}: {verdict}"
+    yield "", f"{format_gb(required)} with {reserves}, of {format_gb(GIGA * hardware.memory_gb)}: {verdict}"
     for block in peak.largest:
         shape = " x ".join(map(str, block.shape))
-        yield "", f"{_gb(block.num_bytes):>10}  {block.kind}, {shape} {block.dtype}: {block.origin}"
+        yield "", f"{format_gb(block.num_bytes):>10}  {block.kind}, {shape} {block.dtype}: {block.origin}"
 
 
 def _traffic(record: PhaseRecord, hardware: Hardware) -> Iterator[Row]:
@@ -81,8 +81,8 @@ def _traffic(record: PhaseRecord, hardware: Hardware) -> Iterator[Row]:
         where = "within nodes" if row.nodes == 1 else f"between {row.nodes} nodes"
         yield (
             name,
-            f"{row.count:,} {row.name} on {row.axis} ({row.num_ranks:,} ranks, {where}): {_gb(row.num_bytes)}, "
-            f"{_seconds(sum(row.seconds))} at full rate",
+            f"{row.count:,} {row.name} on {row.axis} ({row.num_ranks:,} ranks, {where}): {format_gb(row.num_bytes)}, "
+            f"{format_seconds(sum(row.seconds))} at full rate",
         )
         name = ""
     if name:
@@ -99,13 +99,14 @@ def _time(record: PhaseRecord, hardware: Hardware, plan: PlanSettings, time: Ste
     yield "operations of a rank", f"{flops / TERA:,.2f} TFLOP of matrix products{fused}"
     yield (
         "parts at full rate",
-        f"matrix products {_seconds(time.products + time.attention)}, other operators {_seconds(time.memory)}, "
-        f"collectives {_seconds(time.links)} and {_seconds(time.latency)} of latency",
+        f"matrix products {format_seconds(time.products + time.attention)}, "
+        f"other operators {format_seconds(time.memory)}, "
+        f"collectives {format_seconds(time.links)} and {format_seconds(time.latency)} of latency",
     )
     yield (
         "step time",
-        f"{_seconds(time.expected)}, from {_seconds(time.lowest)} to {_seconds(time.highest)}; {time.bound} takes "
-        "longest",
+        f"{format_seconds(time.expected)}, from {format_seconds(time.lowest)} to {format_seconds(time.highest)}; "
+        f"{time.bound} takes longest",
     )
     rates = [record.tokens / seconds for seconds in (time.expected, time.highest, time.lowest)]
     yield "tokens a second", f"{rates[0]:,.0f}, from {rates[1]:,.0f} to {rates[2]:,.0f}"
@@ -123,7 +124,8 @@ def _run(
     steps = parts.max_steps - parts.first_step
     seconds = [steps * each for each in (time.expected, time.lowest, time.highest)]
     hours = [ranks * each / _HOUR for each in seconds]
-    text = f"{steps:,} steps in {_duration(seconds[0])}, from {_duration(seconds[1])} to {_duration(seconds[2])}"
+    spans = [format_duration(each) for each in seconds]
+    text = f"{steps:,} steps in {spans[0]}, from {spans[1]} to {spans[2]}"
     yield "run", f"{text}; {hours[0]:,.0f} GPU hours, from {hours[1]:,.0f} to {hours[2]:,.0f}"
     if hardware.price_per_hour is not None:
         costs = [each * hardware.price_per_hour for each in hours]
@@ -131,7 +133,7 @@ def _run(
     parts_of_weights = record.shape.shard * record.shape.tensor
     size = (record.step.weights_bytes + record.step.optimizer_bytes) * parts_of_weights
     writing = size / (GIGA * hardware.storage_gb_per_second * math.ceil(parts_of_weights / plan.gpus_per_node))
-    yield "checkpoint", f"about {_gb(size)}, written in {_seconds(writing)}"
+    yield "checkpoint", f"about {format_gb(size)}, written in {format_seconds(writing)}"
     source = record.phase.data.plans["train"].source
     tokens = len(source) * source.mean_length if lengths is None else float(lengths.documents * lengths.mean)
     trained = float(steps) * record.tokens
@@ -151,13 +153,16 @@ def describe_plan(
     return [*rows, ("not planned", not_planned)]
 
 
-def _gb(num_bytes: float) -> str:
+def format_gb(num_bytes: float) -> str:
+    """Returns bytes in GB, or in MB."""
     return f"{num_bytes / GIGA:,.2f} GB" if num_bytes >= 1e7 else f"{num_bytes / 1e6:,.2f} MB"
 
 
-def _seconds(seconds: float) -> str:
+def format_seconds(seconds: float) -> str:
+    """Returns seconds in s, or in ms."""
     return f"{seconds:,.2f} s" if seconds >= 1 else f"{1000 * seconds:,.1f} ms"
 
 
-def _duration(seconds: float) -> str:
+def format_duration(seconds: float) -> str:
+    """Returns seconds in days, or in hours."""
     return f"{seconds / _DAY:,.1f} days" if seconds >= 2 * _DAY else f"{seconds / _HOUR:,.1f} hours"

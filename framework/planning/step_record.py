@@ -8,11 +8,12 @@ from functools import partial
 
 import torch
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeTensorMode
+from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicOutputShapeException, FakeTensorMode
 from torch.distributed.device_mesh import DeviceMesh
 
 from framework.batch import PackedBatch, StepBatch
 from framework.data.planning.auto_budget import Trial
+from framework.errors import ConfigError
 from framework.modules.encoder_module import EncoderModule
 from framework.optim.shards import local
 from framework.planning.fake_world import as_fake, fake_batch
@@ -128,8 +129,23 @@ class RecordedModule:
 
     @contextmanager
     def _recording(self) -> Iterator[None]:
+        """Context in which tensors are recorded.
+
+        Raises:
+            ConfigError: The step reads values of tensors, which fake ones do not have.
+        """
         with self._mode or nullcontext(), self.recorder.watching(self.module.model), _without_collection():
-            yield
+            try:
+                yield
+            except RuntimeError as error:
+                if self._mode is None or not _reads_values(error):
+                    raise
+                task, precision = type(self.module.task).__name__, self.module.precision.name
+                raise ConfigError(
+                    f"a step of task {task} under precision={precision} reads values of tensors "
+                    f"({error}). A plan has only their shapes. Plan a config "
+                    "of the same model and lengths without this task or precision."
+                ) from error
 
     def _update(self) -> None:
         gradients = {str(index): weight.grad for index, weight in enumerate(self._weights) if weight.grad is not None}
@@ -150,6 +166,17 @@ def _without_collection() -> Iterator[None]:
         yield
     finally:
         gc.enable()
+
+
+def _reads_values(error: BaseException | None) -> bool:
+    """Returns True if a fake tensor refused to give its values: a number, a shape that depends on them, an array."""
+    while error is not None:
+        if isinstance(error, DataDependentOutputException | DynamicOutputShapeException):
+            return True
+        if ".numpy() is not supported for tensor subclasses" in str(error):  # torch raises a plain RuntimeError
+            return True
+        error = error.__cause__
+    return False
 
 
 def _use_dense_gradients(module: EncoderModule) -> None:

@@ -7,7 +7,8 @@ import pytest
 
 from framework import plan
 from framework.errors import ConfigError
-from framework.planning.hardware import GIGA
+from framework.planning.comparison import totals_of
+from framework.planning.planner import Plan
 from tests.support.commands.in_process import TINY
 
 LENGTHS = "plan.lengths={mean: 60, max: 200, documents: 1000, vocab_size: 90}"
@@ -17,12 +18,13 @@ PRETRAIN = [
 ]
 
 
-def planned(tmp_path: Path, *overrides: str):
+def planned(tmp_path: Path, *overrides: str) -> list[Plan]:
     return plan.run([*PRETRAIN, f"run.dir={tmp_path}", LENGTHS, *overrides])
 
 
 def test_a_plan_names_memory_traffic_time_and_cost(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
-    (record,) = planned(tmp_path, "strategy=hsdp", "plan.nodes=16", "hardware.price_per_hour=2.5")
+    (plan,) = planned(tmp_path, "strategy=hsdp", "plan.nodes=16", "hardware.price_per_hour=2.5")
+    (record,) = plan.records
     out = " ".join(capsys.readouterr().out.split())
     for words in (
         "16 x 8 under strategy=hsdp: 16 copies x 8 shards x 1 tensor parallel, bf16",
@@ -43,9 +45,34 @@ def test_a_plan_names_memory_traffic_time_and_cost(tmp_path: Path, capsys: pytes
 
 def test_the_largest_micro_batch_that_fits_is_the_nearest_setting(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     small = ["strategy=single", "plan.gpus_per_node=1", "trainer.micro_batch_tokens=4096", "hardware.reserve_gb=0"]
-    (record,) = planned(tmp_path, *small, "trainer.global_batch_size=8", "hardware.memory_gb=0.0003")
-    assert record.step.peak.num_bytes > 0.3e6
+    (plan,) = planned(tmp_path, *small, "trainer.global_batch_size=8", "hardware.memory_gb=0.0003")
+    assert plan.records[0].step.peak.num_bytes > 0.3e6 and not plan.fits
     assert "The run does not fit in 0.0003 GB. It fits with trainer.micro_batch_tokens=auto." in capsys.readouterr().out
+
+
+def test_plans_are_compared_and_the_cheapest_that_fits_is_marked(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    hardware = tmp_path / "conf" / "hardware"
+    hardware.mkdir(parents=True)
+    # The price shows that the folder of this file is searched for each combination.
+    (hardware / "mine.yaml").write_text("defaults: [h100]\nname: mine\nprice_per_hour: 3600000\n")
+    plans = planned(
+        tmp_path / "runs",
+        *(f"hydra.searchpath=[file://{tmp_path}/conf]", "hardware=mine", "strategy=hsdp", "plan.nodes=4"),
+        *("plan.compare={strategy: [ddp,single], plan.nodes: [2,1]}", f"plan.output={tmp_path}/out"),
+    )
+    assert [plan.config["strategy"]["name"] for plan in plans] == ["ddp", "ddp"]
+    assert [plan.records[0].shape.replicate for plan in plans] == [16, 8]
+    out = [" ".join(line.split()) for line in capsys.readouterr().out.splitlines()]
+    assert out[0] == "strategy plan.nodes memory fits step time tokens/s run GPU hours cost"
+    slow, cheap = plans
+    assert totals_of(cheap).gpu_hours < totals_of(slow).gpu_hours
+    costs = [plan.records[0].shape.replicate * 1000 * totals_of(plan).seconds[0] for plan in plans]
+    assert out[1].startswith("ddp 2 1.30 GB yes ") and out[1].endswith(f" {costs[0]:,.0f}")
+    assert out[2].startswith("ddp 1 1.30 GB yes ") and out[2].endswith(f" {costs[1]:,.0f} cheapest")
+    assert out[3:5] == ["single 2 cannot be planned", "single 1 cannot be planned"]
+    assert out[5].startswith("strategy=single plan.nodes=2: strategy=single cannot run in 16 processes")
+    assert out[7:] == ["The cheapest that fits: strategy=ddp plan.nodes=1", f"picture: {tmp_path}/out/plan.png"]
+    assert (tmp_path / "out" / "plan.png").is_file()
 
 
 @pytest.mark.parametrize(
@@ -55,10 +82,13 @@ def test_the_largest_micro_batch_that_fits_is_the_nearest_setting(tmp_path: Path
         (["plan.nodes=0"], "plan.nodes is 0. It must be at least 1"),
         (["strategy=single"], "strategy=single cannot run in 8 processes"),
         (["strategy=fsdp2_tp", "strategy.tensor_parallel_size=3"], "Use one of 1, 2, 4, 8."),
-        (["strategy=hsdp", "strategy.replicate_size=3"], "It must divide the number of processes, which is 8"),
         (["hardware.matmul_share=[0.9,0.4]"], "hardware.matmul_share is [0.9, 0.4]. It must be two shares in (0, 1]"),
         (["plan.lengths={mean: 600, max: 200}"], "plan.lengths.mean is 600, min 8 and max 200"),
         (["precision=fp16", "strategy=ddp"], "reads values of tensors"),
+        (["plan.compare={plan.nodes: 2}"], "plan.compare has plan.nodes: 2. Each key has a list of texts, numbers or"),
+        (["plan.compare={strategie: [ddp]}"], "unknown config key `strategie`. Did you mean `strategy`?"),
+        (["plan.output=x"], "plan.output is x, but plan.compare is null"),
+        (["plan.fit=ranks"], "`plan.fit` is 'ranks'. It must be"),
     ],
 )
 def test_what_cannot_be_planned_is_named(overrides: list[str], message: str, tmp_path: Path):
