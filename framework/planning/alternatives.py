@@ -76,7 +76,9 @@ def _fewest_nodes(planner: Planner, changes: Sequence[str], counts: Sequence[int
     Raises:
         FrameworkError: The config cannot be planned on any number of nodes that was tried.
     """
-    found, errors, num_planned = None, [], 0
+    found: Plan | None = None
+    errors: list[FrameworkError] = []
+    num_planned = 0
     low, high = 0, len(counts)
     while low < high:
         middle = (low + high) // 2

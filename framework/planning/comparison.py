@@ -81,7 +81,8 @@ def compare(planner: Planner, settings: PlanSettings) -> list[Compared]:
     Raises:
         FrameworkError: None of them can be planned; the error of the first one.
     """
-    compared, first_error = [], None
+    compared: list[Compared] = []
+    first_error: FrameworkError | None = None
     for overrides in combinations(settings.compare or {}):
         try:
             plan = fitted(planner, overrides, settings.fit)
