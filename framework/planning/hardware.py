@@ -70,7 +70,7 @@ class Hardware:
 
     @property
     def memory_bytes(self) -> float:
-        """Returns the memory."""
+        """Returns the memory of the device with its reserves."""
         return GIGA * self.memory_gb
 
     @property
