@@ -121,7 +121,8 @@ def _of_rows(
             f"`privacy.unit` is document, but {name} reads rows. Only a token store has documents. Use "
             "privacy.unit=row, or name the column of the unit in privacy.unit_column."
         )
-    rows = np.array([getattr(record, "row", index) for index, record in enumerate(records)] or range(len(train)))
+    given = [getattr(record, "row", None) for record in records]
+    rows = np.array([index if row is None else row for index, row in enumerate(given)] or range(len(train)))
     changes = np.diff(rows, prepend=-1) != 0
     rows = np.cumsum(changes) - 1
     num_rows = int(rows[-1]) + 1

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from framework.config.build import _check_new_patches_are_trained, build_encoder_config
+from framework.config.build import _check_new_weights, build_encoder_config
 from framework.config.task_parts import build_model
 from framework.errors import ConfigError
 from framework.models.config import EncoderConfig
@@ -67,5 +67,5 @@ def test_new_patches_must_be_trained():
             ConfigError,
             match=r"patch_embeddings.\S* has no weights in init_from and is frozen, so it would stay random",
         ):
-            _check_new_patches_are_trained(model, match_parameters(model, weights)[1])
-    _check_new_patches_are_trained(trained, match_parameters(trained, weights)[1])
+            _check_new_weights(task, model, weights)
+    _check_new_weights(task, trained, weights)

@@ -139,9 +139,13 @@ def test_help_begins_with_the_command_line(here, call, command):
         (
             "train",
             [],
-            "no task is chosen. This command requires one. Add `experiment=NAME` with one of continue_pretraining, ",
+            "no task is chosen. This command requires one. Add `experiment=NAME` with one of clue, continue_pretraining, ",
         ),
-        ("train", ["task=pretraining"], "or `data=NAME` with one of captioned_images, choices, demo_corpus"),
+        (
+            "train",
+            ["task=pretraining"],
+            "or `data=NAME` with one of candidates, captioned_images, choices, demo_corpus",
+        ),
         ("evaluate", [], "config key `run` has no value"),
         ("evaluate", ["run=./nowhere"], "./nowhere does not exist"),
         ("predict", ["run=./nowhere"], "Exactly one of them must be set"),

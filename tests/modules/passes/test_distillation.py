@@ -42,7 +42,7 @@ def sums_of(match: Match, **settings: object) -> tuple[dict[str, Tensor], Teache
     """Runs the passes of one micro-batch without dropout; returns the sums, the teacher and the passes."""
     module = distilled_module(match, **settings)
     materialize(module.model, initial_values(module.model, CONFIG, SEED), "cpu")
-    regularization = module.steps.regularization  # type: ignore[union-attr]
+    regularization = module.runner.steps.regularization  # type: ignore[union-attr]
     assert isinstance(regularization, Distillation) and regularization.followed is not None
     passes = ModelPasses(
         module.model, module.task, FP32, False, SEED, 0, DEFAULT_SHARDING, None, 1.0, lambda loss: loss.backward()

@@ -9,6 +9,7 @@ import torch
 
 from framework.batch import StepBatch
 from framework.data.planning.collate import Target, pack_sequences
+from framework.data.planning.order import Shuffle
 from framework.data.planning.plan import StepSequences
 from framework.data.planning.poisson import PoissonPlan
 from framework.distributed.parallel.precision import Precision
@@ -67,6 +68,7 @@ class CanarySource:
 
     max_length = 1
     fingerprint = "canaries"
+    shuffle = Shuffle()
 
     def __init__(self, words: np.ndarray) -> None:
         self.words = words
