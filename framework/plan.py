@@ -55,7 +55,10 @@ def _plan(planner: Planner, own: Plan) -> Plan:
         open_console().print(f"The fewest nodes on which it fits: plan.nodes={plan.settings.nodes}.", soft_wrap=True)
     if plan.settings.fit == "micro_batch" and plan.fits:
         budget = max(record.phase.data.plans["train"].micro_batch_tokens for record in plan.records)
-        open_console().print(f"The largest micro-batch that fits: trainer.micro_batch_tokens={budget}.", soft_wrap=True)
+        open_console().print(
+            f"The largest micro-batch that fits and splits a step evenly: trainer.micro_batch_tokens={budget}.",
+            soft_wrap=True,
+        )
     return plan
 
 

@@ -92,8 +92,10 @@ def _draw_memory(axes: Axes, shown: Sequence[tuple[Compared, Plan, Totals]], bes
         max((record.step.peak for record in plan.records), key=lambda peak: peak.num_bytes) for _, plan, _ in shown
     ]
     reserves = [plan.required_bytes - peak.num_bytes for (_, plan, _), peak in zip(shown, peaks, strict=True)]
-    parts = [(kind, [peak.by_kind[kind] for peak in peaks], _KIND_COLORS[kind]) for kind in KINDS]
-    parts.append(("device and fragments", reserves, LIGHT))
+    parts: list[tuple[str, Sequence[float], str]] = [
+        *((kind, [peak.by_kind[kind] for peak in peaks], _KIND_COLORS[kind]) for kind in KINDS),
+        ("device and fragments", reserves, LIGHT),
+    ]
     for name, sizes, color in parts:
         widths = [size / GIGA for size in sizes]
         if max(widths) > 0.002 * max(plan.required_bytes for _, plan, _ in shown) / GIGA:
