@@ -43,13 +43,29 @@ def recorded(kind: str, strategy: str, info: ProcessInfo, is_fake: bool) -> Step
     return RecordedModule(module_of(kind), strategy, mesh, CPU, info.local_world_size, is_fake=is_fake).record(step)
 
 
+def recorded_on_real_ranks(kind: str, strategy: str, info: ProcessInfo) -> StepRecord:
+    """Records a step; again if a thread of gloo freed a buffer of the step later than before, which moves the peak."""
+    for _ in range(5):
+        record, is_equal = None, torch.ones(1)
+        try:
+            record = recorded(kind, strategy, info, False)
+        except RuntimeError as error:
+            if "Equal steps must allocate equal memory" not in str(error):
+                raise
+            is_equal.zero_()
+        dist.all_reduce(is_equal, dist.ReduceOp.MIN)
+        if record is not None and is_equal:
+            return record
+    raise AssertionError("The peak moved in five steps.")
+
+
 def both(strategy: str, *kinds: str) -> list[tuple[StepRecord, StepRecord]]:
     """Returns the records of real and of fake ranks for each kind; none on other ranks than the first."""
     info = process_info()
     real = []
     for kind in kinds:
         _kept_groups.cache_clear()  # a cache that an earlier step has filled is not memory of this one
-        real.append(recorded(kind, strategy, info, False))
+        real.append(recorded_on_real_ranks(kind, strategy, info))
     dist.barrier()
     dist.destroy_process_group()
     try:
