@@ -77,7 +77,9 @@ class TaskModel(nn.Module):
             embeddings = embeddings + embedding_offset
         hidden_states = self.encoder.encode(embeddings, batch, dropout_keys)
         if pooling is None:
-            return outputs | self.head(hidden_states, batch, dropout_keys)
+            outputs |= self.head(hidden_states, batch, dropout_keys)
+            # FSDP2 puts its hooks on outputs, and an in-place operator on a view would drop them.
+            return {name: output.clone() if output._is_view() else output for name, output in outputs.items()}
         # All norms are one group of FSDP2. torch before 2.13 gathers a group anew only after all its modules have run.
         for module in self.head.modules():
             if isinstance(module, LayerNorm):

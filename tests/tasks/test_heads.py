@@ -12,7 +12,9 @@ from framework.models.encoder import TransformerEncoder
 from framework.nn.dropout import dropout_base, token_keys
 from framework.tasks.pooling import pool_first, pool_mean
 from framework.tasks.pretraining.head import build_pretraining_head
+from framework.tasks.question_answering.head import build_question_answering_head
 from framework.tasks.sequence_classification.head import build_sequence_classification_head
+from framework.tasks.task import TaskModel
 from tests.support.models import peers
 
 LENGTHS = (3, 1, 5)
@@ -111,3 +113,11 @@ def test_unknown_projection():
 def test_unknown_pooling():
     with pytest.raises(ConfigError, match=r"pooling is 'max', which is unknown\. Choose one of cls, mean"):
         build_sequence_classification_head(CONFIG, 2, "max")
+
+
+def test_outputs_are_no_views_because_fsdp2_puts_hooks_on_them():
+    encoder = TransformerEncoder(CONFIG)
+    outputs = TaskModel(encoder, build_question_answering_head(CONFIG))(
+        peers.pack(peers.sequences(LENGTHS, vocab_size=40))
+    )
+    assert outputs and all(output.requires_grad and output._base is None for output in outputs.values())
