@@ -50,8 +50,8 @@ def _model(record: PhaseRecord, plan: PlanSettings) -> Iterator[Row]:
     budget = record.phase.data.plans["train"].micro_batch_tokens
     yield (
         "step",
-        f"{record.sequences:,} sequences, {record.tokens:,} tokens, {record.num_micro_batches} micro-batches of a rank "
-        f"of up to {budget:,} tokens",
+        f"{record.sequences:,} sequences, {record.tokens:,} tokens, micro-batches of a rank: "
+        f"{record.num_micro_batches} of up to {budget:,} tokens",
     )
     idle = shape.data_parallel_size - record.sequences
     if idle > 0:
