@@ -22,7 +22,7 @@ from framework.config.input_rows import read_input_rows, read_settings
 from framework.config.joined_rows import join_rows, report_bad_rows
 from framework.config.outputs import open_output
 from framework.config.prediction_files import find_writer, with_columns, write_rows
-from framework.config.trained import describe_trained, open_inference, open_trained
+from framework.config.trained import describe_trained, open_inference, open_model, open_trained
 from framework.config.vector_files import holds_vectors
 from framework.config.vector_prediction import predict_vectors
 from framework.distributed.processes.environment import process_info
@@ -39,7 +39,7 @@ def predict(composed: DictConfig) -> list[dict[str, Any]]:
     if settings.adapters is not None:
         return predict_with_adapters(settings)
     if holds_vectors(settings.output):
-        predict_vectors(settings, open_trained(settings, settings.task))
+        predict_vectors(settings, open_model(settings, settings.task))
         return []
     is_first = process_info().rank == 0
     with open_output(settings.output) if is_first else nullcontext() as write:

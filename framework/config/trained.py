@@ -29,6 +29,7 @@ from framework.errors import CheckpointError, ConfigError, FrameworkError, readi
 from framework.modules.inference import Inference
 from framework.published.files import EXPORT_RECORD_FILE
 from framework.published.pretrained import PretrainedWeights
+from framework.published.text_vectors import read_text_vectors
 from framework.tasks.embedding.task import EmbeddingTask
 from framework.tasks.task import Task, TaskModel
 from framework.tracking.run_files import CONFIG_FILE, TASK_FILE
@@ -115,7 +116,8 @@ def check_names_task(trained: Trained) -> None:
     if "config" not in trained.record:
         raise CheckpointError(
             f"{trained.weights.source} does not record the task that it was trained for. Prediction needs the task. "
-            "Give a run, or a folder that framework.export wrote."
+            "Give a run, or a folder that framework.export wrote. For vectors of texts, use framework.predict with "
+            "output=FILE.npy."
         )
 
 
@@ -160,7 +162,7 @@ def with_task(
             "that framework.export wrote."
         )
     if run is None and "config" not in record:
-        return _open_published(weights, weights.tokenizer_dir)
+        return _open_published(weights, weights.tokenizer_dir, changes or {})
     if "config" not in record:
         raise CheckpointError(f"{file} does not name the task of the run. Prediction needs the task. Restore the file.")
     task = build_task(Record(file, "task", record["config"], settings.trust), changes or {})
@@ -184,16 +186,22 @@ def with_task(
     return Trained(weights, tokenizer, task, record, run, data_record, data_record, step_size)
 
 
-def _open_published(weights: PretrainedWeights, tokenizer_dir: Path) -> Trained:
-    """Returns a published encoder without its heads, with the task of embedding texts."""
+def _open_published(weights: PretrainedWeights, folder: Path, changes: Mapping[str, Any]) -> Trained:
+    """Returns a published encoder without its heads, with the task of embedding texts.
+
+    Vectors are those of sentence-transformers if the folder has its files, else the mean of the tokens.
+    """
+    check_changes(EmbeddingTask, changes)
+    recorded = {"pooling": "mean", "normalize": False, **weights.task_record, **read_text_vectors(folder)}
+    longest = weights.config.max_sequence_length
     task = EmbeddingTask(
-        max_length=weights.config.max_sequence_length,
-        pooling=weights.task_record.get("pooling", "mean"),
-        normalize=False,
+        max_length=min(recorded.get("max_length", longest), longest),
+        prompts=recorded.get("prompts"),
+        **{"pooling": recorded["pooling"], "normalize": recorded["normalize"], **changes},
     )
-    tokenizer = Tokenizer.from_folder(tokenizer_dir)
+    tokenizer = Tokenizer.from_folder(folder)
     check_tokenizer(tokenizer, weights, None)
-    return Trained(weights, tokenizer, task, weights.task_record, None, None, None, None)
+    return Trained(weights, tokenizer, task, {**weights.task_record, **task.to_record()}, None, None, None, None)
 
 
 def _recorded_fingerprint(run_folder: Path | None, record: Mapping[str, Any]) -> str | None:
@@ -240,17 +248,29 @@ def build_task(record: Record, changes: Mapping[str, Any]) -> Task:
             untrusted code.
         CheckpointError: The record is damaged.
     """
-    recorded = record.component(Task)
-    changeable = recorded.target.changeable_keys  # type: ignore[attr-defined]
-    for key in changes:
-        if key not in changeable:
-            allowed = f"Only {', '.join(changeable)} may change" if changeable else "No key of this task may change"
-            raise ConfigError(f"`task.{key}` is fixed by the training. {allowed}. Remove `task.{key}`.")
+    check_changes(record.component(Task).target, changes)
     config = record.node
     merged = {key: {**config.get(key, {}), **new} if isinstance(new, Mapping) else new for key, new in changes.items()}
     changed = check_component("task", {**config, **merged})
     with reading_record(record.file, "Restore the file"):
         return changed.build()
+
+
+def check_changes(task: Any, changes: Mapping[str, Any]) -> None:
+    """Checks that only keys differ from training that may.
+
+    Args:
+        task: Class of the task.
+        changes: Values that differ.
+
+    Raises:
+        ConfigError: A key is not among `Task.changeable_keys`.
+    """
+    changeable = task.changeable_keys
+    for key in changes:
+        if key not in changeable:
+            allowed = f"Only {', '.join(changeable)} may change" if changeable else "No key of this task may change"
+            raise ConfigError(f"`task.{key}` is fixed by the training. {allowed}. Remove `task.{key}`.")
 
 
 def describe_trained(trained: Trained) -> list[tuple[str, str]]:

@@ -35,7 +35,9 @@ from framework.published.files import (
     DENSE_FILE,
     EXPORT_RECORD_FILE,
     EXTRA_WEIGHTS_FILE,
+    LENGTH_FILE,
     MODULES_FILE,
+    POOLING_FOLDER,
     WEIGHTS_FILE,
     read_json,
     tokenizer_folder,
@@ -62,7 +64,7 @@ from framework.published.vision import PREPROCESSOR_FILE, preprocessor_config
 _TIED_NAME = "mlm.decoder.weight"
 _ONNX_FOLDER = "onnx"
 _UNRECORDED_FILES = {
-    *(EXTRA_WEIGHTS_FILE, MODULES_FILE, MODELING_FILE, "1_Pooling", "2_Normalize", "sentence_bert_config.json"),
+    *(EXTRA_WEIGHTS_FILE, MODULES_FILE, MODELING_FILE, POOLING_FOLDER, "2_Normalize", LENGTH_FILE),
     *TOKENIZER_FILES,
 }
 """Files of older exports that their record does not list."""

@@ -12,7 +12,15 @@ from framework.data.tokenization.markers import marker_id, punctuation_tokens
 from framework.data.tokenization.tokenizer import Tokenizer
 from framework.models.config import EncoderConfig
 from framework.published.dense import COLBERT
-from framework.published.files import CONFIG_FILE, DENSE_FOLDER, LIBRARY_CONFIG_FILE, MODULES_FILE
+from framework.published.files import (
+    CONFIG_FILE,
+    DENSE_FOLDER,
+    LENGTH_FILE,
+    LIBRARY_CONFIG_FILE,
+    MODULES_FILE,
+    POOLING_FILE,
+    POOLING_FOLDER,
+)
 
 _POOLING_KEYS = {"cls": "pooling_mode_cls_token", "mean": "pooling_mode_mean_tokens"}
 _OTHER_POOLING_KEYS = ("pooling_mode_max_tokens", "pooling_mode_mean_sqrt_len_tokens")
@@ -31,12 +39,12 @@ def sentence_transformers_files(config: EncoderConfig, task_record: Mapping[str,
     pooling = str(task_record.get("pooling", "cls"))
     if pooling not in _POOLING_KEYS:
         return {}
-    modules = [("", f"{_PREFIX}.Transformer"), ("1_Pooling", f"{_PREFIX}.Pooling")]
+    modules = [("", f"{_PREFIX}.Transformer"), (POOLING_FOLDER, f"{_PREFIX}.Pooling")]
     if task_record.get("normalize"):
         modules.append(("2_Normalize", f"{_PREFIX}.Normalize"))
     return {
         **_module_files(config, task_record, modules),
-        "1_Pooling/config.json": {
+        POOLING_FILE: {
             "word_embedding_dimension": config.hidden_size,
             **{key: pooling == name for name, key in _POOLING_KEYS.items()},
             **dict.fromkeys(_OTHER_POOLING_KEYS, False),
@@ -130,5 +138,5 @@ def _module_files(
             {"idx": index, "name": str(index), "path": path, "type": name} for index, (path, name) in enumerate(modules)
         ],
         # The tokenizer's own files hold the setting for lower case.
-        "sentence_bert_config.json": {"max_seq_length": int(max_length), "do_lower_case": False},
+        LENGTH_FILE: {"max_seq_length": int(max_length), "do_lower_case": False},
     }

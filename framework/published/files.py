@@ -22,6 +22,9 @@ EXTRA_WEIGHTS_FILE = "cloze_heads.safetensors"
 WEIGHTS_FILE = "model.safetensors"
 MODULES_FILE = "modules.json"
 LIBRARY_CONFIG_FILE = "config_sentence_transformers.json"
+LENGTH_FILE = "sentence_bert_config.json"
+POOLING_FOLDER = "1_Pooling"
+POOLING_FILE = f"{POOLING_FOLDER}/{CONFIG_FILE}"
 DENSE_FOLDER = "1_Dense"
 DENSE_FILE = f"{DENSE_FOLDER}/{WEIGHTS_FILE}"
 _VOCABULARY_FILES = ("tokenizer.json", "vocab.txt", "vocab.json")
@@ -29,7 +32,7 @@ _PICKLE_FILE = "pytorch_model.bin"
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 _HUB_FILES = (
     *("preprocessor_config.json", CONFIG_FILE, EXPORT_RECORD_FILE, EXTRA_WEIGHTS_FILE, *TOKENIZER_FILES),
-    *(MODULES_FILE, LIBRARY_CONFIG_FILE, f"{DENSE_FOLDER}/{CONFIG_FILE}", DENSE_FILE),
+    *(MODULES_FILE, LIBRARY_CONFIG_FILE, LENGTH_FILE, POOLING_FILE, f"{DENSE_FOLDER}/{CONFIG_FILE}", DENSE_FILE),
 )
 _HUB_SAFETENSORS = ("model.safetensors", "model.safetensors.index.json", "model-*-of-*.safetensors")
 _HUB_PICKLES = (_PICKLE_FILE, "pytorch_model.bin.index.json", "pytorch_model-*-of-*.bin")
