@@ -18,7 +18,7 @@ from framework.data.reading.rows import read_rows
 from framework.data.reading.table_format import TableFormat
 from framework.errors import ConfigError, DataError
 from framework.tasks.embedding.judged_files import JudgedSplit, judged_paths, read_judged
-from framework.tasks.embedding.more_texts import MoreTexts, check_shares
+from framework.tasks.embedding.more_texts import MoreTexts, check_shares, naming_set
 
 PairKind = Literal["matches", "scored", "labelled", "single"]
 _NUMBER = number()
@@ -78,7 +78,7 @@ class TextPairData(SplitFiles):
         teacher_column: Column of a teacher's scores of a match: a JSON list with the score of the second text and of
             each hard negative, in their order. None: there is no teacher.
         vector_column: Column of a teacher's embedding of the text: a JSON list of numbers. None: there is none.
-        more: Further training sets by name, each with a share of the steps; `train` has the rest. None: there are none.
+        more: Further sets by name, each with a share of the training steps; `train` has the rest. None: there are none.
         format: Format of the files. None: the defaults of TableFormat.
         on_bad_row: Handling of a row that is broken, or that lacks a text, the label or the number. "error" stops,
             "skip" drops and counts the row.
@@ -127,6 +127,7 @@ class TextPairData(SplitFiles):
             )
 
         check_shares(self.more or {})
+        self.more_data()
         if self.more and (self.teacher_column is not None or self.vector_column is not None):
             raise ConfigError(
                 f"data.more has {next(iter(self.more))}, and data has a column of a teacher. Rows of several sets "
@@ -134,17 +135,18 @@ class TextPairData(SplitFiles):
             )
 
     def more_data(self) -> dict[str, "TextPairData"]:
-        """Returns the data of each further set, all of whose rows are for training."""
-        whole: dict[str, Any] = {"validation": None, "test": None, "validation_fraction": 0.0, "test_fraction": 0.0}
-        whole |= {"max_train_rows": None, "more": None}
-        return {
-            name: replace(
-                self,
-                **whole,
-                **{each.name: getattr(more, each.name) for each in fields(more) if each.name != "share"},
-            )
-            for name, more in (self.more or {}).items()
-        }
+        """Returns the data of each further set.
+
+        Raises:
+            ConfigError: The columns of a set do not match one of the four kinds.
+        """
+        own: dict[str, Any] = {"validation_fraction": 0.0, "test_fraction": 0.0, "max_train_rows": None, "more": None}
+        sets = {}
+        for name, more in (self.more or {}).items():
+            given = {each.name: getattr(more, each.name) for each in fields(more) if each.name != "share"}
+            with naming_set(name):
+                sets[name] = replace(self, **own, **given)
+        return sets
 
     @property
     def kind(self) -> PairKind:

@@ -1,20 +1,24 @@
-"""Settings of further training sets beside the data of a run."""
+"""Settings of further data sets beside the data of a run."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Literal
 
 from framework.data.reading.table_format import TableFormat
-from framework.errors import ConfigError
+from framework.errors import ConfigError, FrameworkError
 
 
 @dataclass(frozen=True)
 class MoreTexts:
-    """A further training set. The columns mean the same as in TextPairData.
+    """A further data set. The columns mean the same as in TextPairData.
 
     Attributes:
         train: Training file or BEIR folder.
         share: Share of the training steps, greater than 0 and below 1.
+        validation: File, BEIR folder or list of BEIR folders, whose metrics have the name of the set as prefix; None:
+            the set is not validated.
+        test: The same for the test split.
         text_column: Column of the text.
         pair_column: Column of the second text; None: texts are labelled or single.
         score_column: Column of the number; None: pairs are matches.
@@ -26,6 +30,8 @@ class MoreTexts:
 
     train: str
     share: float
+    validation: str | list[str] | None = None
+    test: str | list[str] | None = None
     text_column: str = "text"
     pair_column: str | None = "pair"
     score_column: str | None = None
@@ -34,19 +40,28 @@ class MoreTexts:
     format: TableFormat | None = None
     on_bad_row: Literal["error", "skip"] = "error"
 
-    def __post_init__(self) -> None:
-        if not 0 < self.share < 1:
-            raise ConfigError(
-                f"`share` of a set of data.more is {self.share}. It must be above 0 and below 1. Correct it."
-            )
+
+@contextmanager
+def naming_set(name: str) -> Iterator[None]:
+    """Returns a context that adds the name of a set to errors on its settings and files."""
+    try:
+        yield
+    except FrameworkError as error:
+        raise type(error)(f"data.more.{name}: {error}") from error
 
 
 def check_shares(more: Mapping[str, MoreTexts]) -> None:
-    """Checks that further sets leave steps for the data itself.
+    """Checks the shares of further sets, and that they leave steps for the data itself.
 
     Raises:
-        ConfigError: The sum of their shares is 1 or more.
+        ConfigError: A share is out of range, or their sum is 1 or more.
     """
+    for name, each in more.items():
+        if not 0 < each.share < 1:
+            raise ConfigError(
+                f"data.more.{name}: `share` is {each.share}. It must be above 0 and below 1. Correct it, or remove the "
+                "set."
+            )
     total = sum(each.share for each in more.values())
     if total >= 1:
         raise ConfigError(

@@ -71,6 +71,15 @@ class SearchSource(DerivedSource):
         self.sets = sets
 
     @property
+    def group_size(self) -> int:  # type: ignore[override]
+        """Maximum number of sequences of an item, from which ids of sequences are computed."""
+        return self.source.group_size
+
+    @group_size.setter
+    def group_size(self, size: int) -> None:
+        self.source.group_size = size
+
+    @property
     def fingerprint(self) -> str:
         """Returns the fingerprint of the texts and of the judgments."""
         digest = hashlib.blake2b(digest_size=16)

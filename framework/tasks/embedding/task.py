@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -11,8 +10,7 @@ import numpy as np
 from torch import Tensor, nn
 
 from framework.batch import PackedBatch
-from framework.data.facts import range_of, with_facts
-from framework.data.flat_source import DerivedSource, FlatSource
+from framework.data.flat_source import FlatSource
 from framework.data.layout import SHORTEST, check_max_length
 from framework.data.planning.plan import SequenceSource
 from framework.data.reading.rows import Row
@@ -21,18 +19,9 @@ from framework.errors import ConfigError, check_above_zero, check_choice
 from framework.models.config import EncoderConfig
 from framework.models.encoder import TransformerEncoder
 from framework.nn.score_distillation import margin_losses, score_divergences
-from framework.tasks.embedding.data import TextGroup, TextPairData
+from framework.tasks.embedding.data import TextPairData
 from framework.tasks.embedding.examine import examine_pairs, examine_search, examine_sets
-from framework.tasks.embedding.features import (
-    DrawnPairs,
-    LayOut,
-    labelled_source,
-    lay_out_alike,
-    match_source,
-    scored_source,
-    single_source,
-    text_source,
-)
+from framework.tasks.embedding.features import DrawnPairs, LayOut, lay_out_alike, text_source
 from framework.tasks.embedding.head import EmbeddingHead, item_vectors
 from framework.tasks.embedding.losses import (
     FITTING,
@@ -43,10 +32,12 @@ from framework.tasks.embedding.losses import (
     taught_scores,
     term_weights,
 )
-from framework.tasks.embedding.mixed_sets import OBJECTIVES, MixedSets
+from framework.tasks.embedding.mixed_sets import OBJECTIVES, JoinedSets, MixedSets, Source, without_further
+from framework.tasks.embedding.more_texts import naming_set
 from framework.tasks.embedding.prompts import SIDES, PromptedLayout
 from framework.tasks.embedding.scores import Index, Scorer, cosine_scorer, pair_cosines, pair_scores, search_scores
-from framework.tasks.embedding.search_sets import SearchSource, search_source, set_scores, set_table
+from framework.tasks.embedding.search_sets import SearchSource, set_scores, set_table
+from framework.tasks.embedding.sources import ItemBuilder, check_search, join_splits
 from framework.tasks.examination import Examination, ItemResults
 from framework.tasks.explanation import Explained, TokenSpans, locate_texts, one_item
 from framework.tasks.pooling import POOLINGS
@@ -60,9 +51,6 @@ PAIR = ("text", "pair")
 
 TAUGHT = {"margin_mse": margin_losses, "kl": score_divergences}
 """Losses of objectives that follow the scores of a teacher."""
-
-_EVALUATED_SEED = 0
-"""Seed for the second texts of evaluated splits. It is fixed so that runs with different seeds are comparable."""
 
 
 class EmbeddingTask(StepLevelTask):
@@ -137,6 +125,7 @@ class EmbeddingTask(StepLevelTask):
             self.layout_of = PromptedLayout(self.prompts)
         self.loss_weights = term_weights(objective, symmetric)
         self.objectives: list[str] = [objective]
+        self._objectives_of_sets: dict[str, str] = {}
         if objective == "simcse":
             # Without dropout a text equals its positive, so there is nothing to search.
             self.best_metric, self.best_mode, self.scores_predictions = "loss", "min", False
@@ -165,12 +154,7 @@ class EmbeddingTask(StepLevelTask):
             )
         data = data.with_masks(tokenizer)
         pairs, judged = data.load(), data.load_judged()
-        if judged and self.objective in ("similarity", "simcse"):
-            raise ConfigError(
-                f"task.objective is {self.objective}, but the split {next(iter(judged))} is a BEIR folder, whose "
-                "queries are searched. This objective has no search. To evaluate such a run, add "
-                "'task={objective: contrastive}' to framework.evaluate."
-            )
+        check_search(self.objective, judged)
         self._check_teacher(data)
         fitting = FITTING[data.kind]
         if pairs.splits and fitting != ("contrastive" if self.objective in TAUGHT else self.objective):
@@ -178,38 +162,39 @@ class EmbeddingTask(StepLevelTask):
                 f"task.objective is {self.objective}, but the rows of the data are {data.kind}. Such rows need the "
                 f"objective {fitting}. Set task.objective={fitting}, or correct the columns of the data."
             )
-        sources: dict[str, SequenceSource] = {}
-        for split, groups in pairs.splits.items():
-            searched = pairs.splits["train"] if split != "train" and self.candidates == "train" else []
-            drawn_by = seed if split == "train" else _EVALUATED_SEED
-            source = self._source(data.kind, groups, searched, tokenizer, drawn_by)
-            labels = [str(group.answer) for group in groups] if data.kind == "labelled" else []
-            read = pairs.facts[split]
-            if data.kind == "scored":
-                read = replace(read, notes={"scores": range_of([float(group.answer or 0) for group in groups])})
-            joined = self._with_more(source, data, tokenizer, seed) if split == "train" and data.more else source
-            sources[split] = with_facts(joined, read, labels)
-        terms = list(self.loss_weights)
-        for split, each in judged.items():
-            searched_sets = search_source(each.sets, terms, tokenizer, self.max_length, self.layout_of)
-            sources[split] = with_facts(searched_sets, each.facts)
-        return sources
-
-    def _with_more(
-        self, source: FlatSource | DrawnPairs, data: TextPairData, tokenizer: Tokenizer, seed: int
-    ) -> MixedSets:
-        """Adds further training sets, whose objectives follow from their rows."""
-        sources, indices = {"data.train": source}, [0]
+        builder = ItemBuilder(tokenizer, self.max_length, self.layout_of, self.candidates == "train", seed)
+        terms = list(self._own_weights)
+        sources = builder.splits(data.kind, pairs, judged, terms, terms)
+        if not data.more:
+            return dict(sources)
+        sets: dict[str, dict[str, Source]] = {"data.train": sources}
         for name, each in data.more_data().items():
-            objective = FITTING[each.kind]
-            if objective not in self.objectives:
-                self.objectives.append(objective)
-            indices.append(self.objectives.index(objective))
-            weights = term_weights(objective, self.symmetric)
-            self.loss_weights = {**self.loss_weights, **weights}
-            rows = each.with_masks(tokenizer).load().splits["train"]
-            sources[name] = self._source(each.kind, rows, [], tokenizer, seed, list(weights))
-        return MixedSets(sources, {name: each.share for name, each in (data.more or {}).items()}, indices)
+            with naming_set(name):
+                sets[name] = self._further(name, each.with_masks(tokenizer), builder)
+        joined = join_splits(data, sets, [self.objectives.index(self._objective_of(name)) for name in sets])
+        # Further sets are scored even if the objective itself has no score.
+        self.scores_predictions |= any(type(each) is JoinedSets for each in joined.values())
+        return dict(joined)
+
+    def _further(self, name: str, data: TextPairData, builder: ItemBuilder) -> dict[str, Source]:
+        """Builds the items of a further set, whose objective follows from its rows, and adds its loss terms."""
+        objective = self._objectives_of_sets[name] = FITTING[data.kind]
+        judged = data.load_judged()
+        check_search(objective, judged)
+        if objective == "simcse" and (data.validation or data.test):
+            raise ConfigError(
+                "texts alone have no metrics, so validation and test must be null. Remove them, or name the column of "
+                "a second text or a label."
+            )
+        if objective not in self.objectives:
+            self.objectives.append(objective)
+        weights = term_weights(objective, self.symmetric)
+        self.loss_weights = {**self.loss_weights, **weights}
+        return builder.splits(data.kind, data.load(), judged, list(weights), ())
+
+    def _objective_of(self, name: str) -> str:
+        """Returns the objective of a set; the first set has that of the task."""
+        return self._objectives_of_sets.get(name, self.objective)
 
     def _check_teacher(self, data: TextPairData) -> None:
         """Checks that the objective reads the scores of a teacher exactly if the data has them."""
@@ -223,25 +208,6 @@ class EmbeddingTask(StepLevelTask):
                 f"data.teacher_column is {data.teacher_column}, but task.objective is {self.objective}, which follows "
                 f"no teacher. Set data.teacher_column=null, or task.objective={' or '.join(TAUGHT)}."
             )
-
-    def _source(
-        self,
-        kind: str,
-        groups: list[TextGroup],
-        searched: list[TextGroup],
-        tokenizer: Tokenizer,
-        seed: int,
-        terms: Sequence[str] | None = None,
-    ) -> FlatSource | DrawnPairs:
-        terms = list(self._own_weights) if terms is None else terms
-        if kind == "scored":
-            return scored_source(groups, terms, tokenizer, self.max_length, self.layout_of)
-        if kind == "labelled":
-            return labelled_source(groups, searched, terms, tokenizer, self.max_length, seed, self.layout_of)
-        if kind == "single":
-            return single_source(groups, terms, tokenizer, self.max_length, self.layout_of)
-        candidates = [group.texts[POSITIVE] for group in searched]
-        return match_source(groups, candidates, terms, tokenizer, self.max_length, self.layout_of)
 
     def build_head(self, encoder: TransformerEncoder, config: EncoderConfig) -> nn.Module:
         """Builds the head, which has no weights.
@@ -329,7 +295,11 @@ class EmbeddingTask(StepLevelTask):
     def explained(
         self, source: FlatSource | DrawnPairs, decoded: Sequence[np.ndarray], name: str | None
     ) -> list[list[Explained]]:
-        """Returns the cosine of each pair. Texts without a second text, and items with negatives, have no score."""
+        """Returns the cosine of each pair. Texts without a second text, and items with negatives, have no score.
+
+        Items of further sets are left out.
+        """
+        source, decoded = without_further(source, decoded)
         has_pairs = source.group_size == len(PAIR)
         return [
             [Explained(item, None, self.score_name)] if has_pairs and len(vectors) == len(PAIR) else []
@@ -348,17 +318,32 @@ class EmbeddingTask(StepLevelTask):
         ids = one_item(source, explained.item).input_ids.numpy()
         return locate_texts(ids, {name: values[name] for name in PAIR}, tokenizer)
 
-    def score(self, source: FlatSource | DrawnPairs, decoded: Sequence[np.ndarray]) -> dict[str, float]:
-        """Returns `pair_scores` or `search_metrics`. Metrics of a smaller size have the size as name suffix."""
+    def score(self, source: Any, decoded: Sequence[np.ndarray]) -> dict[str, float]:
+        """Returns `pair_scores` or `search_metrics`. Metrics of a smaller size have the size as name suffix.
+
+        Metrics of a further set have its name as prefix.
+        """
         if isinstance(source, MixedSets):
             raise ConfigError(
                 "the split train has several data sets (data.more), which have no common metrics. Evaluate each set "
                 "apart, or set data.more=null."
             )
+        if not isinstance(source, JoinedSets):
+            return self._scores(self.objective, source, decoded)
+        values: dict[str, float] = {}
+        for index, (name, each) in enumerate(source.sources.items()):
+            own = self._scores(self._objective_of(name), each, decoded[source.items(name)])
+            values |= {f"{name}_{metric}" if index else metric: value for metric, value in own.items()}
+        return values
+
+    def _scores(self, objective: str, source: Any, decoded: Sequence[np.ndarray]) -> dict[str, float]:
+        """Returns the metrics of one data set; none for single texts."""
+        if objective == "simcse":
+            return {}
         values = {}
         for size in self._sizes(decoded[0].shape[1]):
             suffix = f"_{size}" if size in self.smaller_sizes else ""
-            if self.objective == "similarity":
+            if objective == "similarity":
                 by_metric = pair_scores(decoded, source.records, size)
             else:
                 by_metric = self.search_metrics(source, decoded, partial(cosine_scorer, size=size))
@@ -373,12 +358,20 @@ class EmbeddingTask(StepLevelTask):
 
     def class_table(self, metrics: Mapping[str, Metric], source: Any, decoded: Sequence[Any]) -> list[dict[str, Any]]:
         """Returns a row of metrics for each of several BEIR folders; no rows for other data."""
+        source, decoded = without_further(source, decoded)
         if not isinstance(source, SearchSource) or len(source.sets) == 1:
             return []
         return set_table(decoded, source.sets, self.index)
 
-    def examine(self, source: FlatSource | DerivedSource, results: ItemResults) -> Examination:
-        """Builds the rows of `examine_pairs`, `examine_search` or `examine_sets`. The report shows tokens as texts."""
+    def examine(self, source: Any, results: ItemResults) -> Examination:
+        """Builds the rows of `examine_pairs`, `examine_search` or `examine_sets`. The report shows tokens as texts.
+
+        With further sets, only the items of the data itself are examined.
+        """
+        losses = None if results.losses is None else without_further(source, results.losses)[1]
+        decoded = without_further(source, results.decoded)[1]
+        source, lengths = without_further(source, results.lengths)
+        results = ItemResults(decoded, losses, lengths)
         if isinstance(source, SearchSource):
             return examine_sets(source, results, self.index)
         if self.objective == "simcse":

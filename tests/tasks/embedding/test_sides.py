@@ -44,7 +44,7 @@ def sources_of(task, groups, tokenizer, monkeypatch, **columns):
     """Returns the training source of given rows."""
     splits = ReadSplits({"train": groups}, {"train": SplitFacts(len(groups))})
     monkeypatch.setattr(TextPairData, "load", lambda _self: splits)
-    monkeypatch.setattr("framework.tasks.embedding.task.with_facts", lambda source, *_: source)
+    monkeypatch.setattr("framework.tasks.embedding.sources.with_facts", lambda source, *_: source)
     return task.build_sources(TextPairData(train="rows.csv", **columns), tokenizer, 0)["train"]
 
 
