@@ -101,7 +101,7 @@ class Setting:
     @property
     def threads(self) -> int:
         """Returns the number of threads of each process of Cloze."""
-        return max(1, (os.cpu_count() or 1) // self.processes)
+        return max(1, len(os.sched_getaffinity(0)) // self.processes)
 
 
 def cloze(benchmark: Benchmark, data: Path, seed: int, folder: Path, setting: Setting) -> dict:
@@ -151,7 +151,7 @@ def peer(benchmark: Benchmark, data: Path, seed: int, folder: Path, setting: Set
         *(("--bf16",) if setting.precision == "bf16" else ()),
         *(("--max-steps", str(setting.steps)) if setting.steps is not None else ()),
     ]
-    return json.loads(run(command, os.cpu_count() or 1))
+    return json.loads(run(command, len(os.sched_getaffinity(0))))
 
 
 SIDES = {"transformers": peer, "Cloze": cloze}

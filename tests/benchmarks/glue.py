@@ -97,7 +97,7 @@ def cloze(tasks: list[str], glue: Path, seeds: list[int], folder: Path, override
         "trainer.report_examples=null",
         *overrides,
     ]
-    run(command, os.cpu_count() or 1)
+    run(command, len(os.sched_getaffinity(0)))
     content = json.loads((sweep / "sweep.json").read_text())
     print((sweep / "sweep.csv").read_text(), flush=True)
     found: dict[str, dict] = {task: {} for task in tasks}
@@ -117,7 +117,7 @@ def peer(data: Path, seed: int, folder: Path) -> dict:
         *("--max-length", str(MAX_LENGTH), "--epochs", str(EPOCHS), "--batch", str(BATCH), "--lr", str(LR)),
         *("--schedule", "cosine", "--warmup", str(WARMUP), "--seed", str(seed), "--bf16"),
     ]
-    return json.loads(run(command, os.cpu_count() or 1))
+    return json.loads(run(command, len(os.sched_getaffinity(0))))
 
 
 def main() -> None:

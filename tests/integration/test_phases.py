@@ -18,6 +18,8 @@ from framework.config.weights import find_weights
 from framework.distributed.processes.environment import ProcessInfo
 from framework.errors import ConfigError
 from framework.modules.encoder_module import EncoderModule
+from tests.support.commands.torchrun import WAIT_SECONDS
+from tests.support.processes.ranks import Ranks
 from tests.support.training.tiny_run import arguments, make_store, rows, summary
 
 PHASES = [
@@ -35,9 +37,13 @@ class Killed(BaseException):
     """Stands for the end of the process: no handler of a run expects it."""
 
 
+def phased(store: Path, runs: Path, strategy: str = "single") -> list[str]:
+    own = [each for each in arguments(store, runs, "run", strategy) if "max_steps" not in each]
+    return [*own, *(f"+{phase}" for phase in PHASES)]
+
+
 def start(store: Path, runs: Path, *overrides: str) -> Path:
-    own = [each for each in arguments(store, runs, "run", "single") if "max_steps" not in each]
-    return train.run([*own, *(f"+{phase}" for phase in PHASES), *overrides])
+    return train.run([*phased(store, runs), *overrides])
 
 
 def weights(run: Path, step: str = LAST) -> dict[str, Any]:
@@ -101,6 +107,29 @@ def test_a_run_killed_ten_times_has_the_same_bits(
     assert all(value.equal(expected[name]) for name, value in weights(run).items())
 
 
+def test_a_run_killed_in_a_phase_goes_on_with_two_processes(
+    finished: Path, store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    train_step = EncoderModule.training_step
+
+    def killed(module: EncoderModule, batch: Any, batch_idx: int) -> None:
+        if batch.step == 10:
+            raise Killed
+        train_step(module, batch, batch_idx)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(EncoderModule, "training_step", killed)
+        with pytest.raises(Killed):
+            start(store, tmp_path)
+    ranks = Ranks(phased(store, tmp_path, "ddp"), 2, tmp_path / "output.txt")
+    assert ranks.wait(WAIT_SECONDS) == [0, 0], ranks.read_output()
+    starts = json.loads((tmp_path / "run" / "provenance.json").read_text())["starts"]
+    phases = [(each["phase"], each["world_size"]) for each in starts]
+    assert phases == [("main", 1), ("context", 1), ("context", 2), ("decay", 2)]
+    for ours, theirs in zip(rows(tmp_path / "run"), rows(finished), strict=True):
+        assert ours == pytest.approx(theirs, rel=1e-5), ours["step"]
+
+
 def test_a_finished_run_trains_no_step_and_other_phases_are_another_run(finished: Path, store: Path):
     before = (finished / "summary.json").stat().st_mtime_ns
     assert start(store, finished.parent) == finished
@@ -116,10 +145,9 @@ def test_phases_share_the_starting_weights_which_are_read_once(
 ):
     reads = []
     monkeypatch.setattr(build, "find_weights", lambda *source: reads.append(source) or find_weights(*source))
-    own = [each for each in arguments(store, tmp_path, "run", "single") if "max_steps" not in each]
     register_resolvers()
     with initialize_config_dir(str(conf_folder()), version_base="1.3"):
-        composed = compose("train", [*own, *(f"+{phase}" for phase in PHASES), f"init_from={finished}"])
+        composed = compose("train", [*phased(store, tmp_path), f"init_from={finished}"])
     phases = assemble_run(resolve_config(composed), ProcessInfo(), "cpu").phases
     assert len(reads) == 1 and len(phases) == 3
     assert all(phase.parts.weights is phases[0].parts.weights is not None for phase in phases)
