@@ -7,6 +7,7 @@ if __name__ == "__main__":
     make_console_dispensable()
     start("framework.train")  # imports this module, and so all of the below, when the config is composed
 
+from contextlib import nullcontext
 from pathlib import Path
 
 from omegaconf import DictConfig
@@ -27,6 +28,7 @@ from framework.distributed.device import device_type
 from framework.distributed.processes.environment import process_info
 from framework.distributed.processes.host_memory import keep_freed_memory
 from framework.distributed.processes.process_group import process_group
+from framework.planning.background import plan_of
 from framework.sweeps.search import OptunaSweeper
 from framework.sweeps.slurm import SlurmLauncher
 from framework.sweeps.start import check_own_process
@@ -46,6 +48,7 @@ def train(composed: DictConfig) -> Path:
     # Keys, files and parts are checked before processes meet and before a device gets work.
     run = assemble_run(config, info, device, composed)
     settings = run.settings
+    running_plan = plan_of(config, settings.hardware, info, None if settings.check else device)
     if settings.check:
         if info.rank == 0:
             print_check(describe_run(run, is_run_finished(run), device))
@@ -53,8 +56,8 @@ def train(composed: DictConfig) -> Path:
 
     timeout = settings.trainer.timeout_seconds
     with lock_run_folder(run.folder.path, info.rank, wait_limit(settings.run.wait_seconds, timeout, info.world_size)):
-        with process_group(settings.strategy.name, device, timeout):
-            run = train_phases(run, info, device)
+        with running_plan or nullcontext(), process_group(settings.strategy.name, device, timeout):
+            run = train_phases(run, info, device, running_plan)
 
         if info.rank == 0:
             complete_run(run.folder, run.phases[-1].parts.task)

@@ -15,6 +15,7 @@ from framework.callbacks.error_analysis import Pictures
 from framework.callbacks.final_test import FinalTest
 from framework.callbacks.final_validation import FinalValidation
 from framework.callbacks.finite_guard import STOP, FiniteGuard, NonFinite
+from framework.callbacks.plan_comparison import PlanComparison, RunningPlan
 from framework.callbacks.plan_line import PlanLine
 from framework.callbacks.preemption import Preemption
 from framework.callbacks.probing import Probing
@@ -70,6 +71,7 @@ def standard_callbacks(
     probes: Mapping[str, Probe] = MappingProxyType({}),
     endings: Endings = NO_ENDINGS,
     phase: str | None = None,
+    running_plan: RunningPlan | None = None,
 ) -> list[pl.Callback]:
     """Builds a run's callbacks. Order in a step: guard, update, measure, probe, log, validate, log, agree, save, show.
 
@@ -88,11 +90,11 @@ def standard_callbacks(
         probes: Probes on the encoder's features, by name.
         endings: Conditions that may end the run before its last step.
         phase: Name of the phase of the run; None: the run has no phases.
+        running_plan: Plan of memory and step time that is compared with the run; None: nothing is compared.
     """
-    throughput = throughput or Throughput(Timings())
-    run_log = RunLog(run_folder, cadence, throughput, loggers)
+    run_log = RunLog(run_folder, cadence, throughput or Throughput(Timings()), loggers)
     probing = Probing(probes, cadence, run_log)
-    timings, folder = throughput.timings, checkpoints or run_folder / CHECKPOINTS
+    timings, folder = run_log.throughput.timings, checkpoints or run_folder / CHECKPOINTS
     checkpointing = Checkpointing(folder, cadence, timings, retention, checkpoint_async, timeout_seconds, run_folder)
     guard = FiniteGuard(endings.non_finite, checkpointing, run_log)
     preemption = Preemption(cadence, timings, endings.max_time, timeout_seconds)
@@ -100,11 +102,11 @@ def standard_callbacks(
     return [
         *([resume] if resume is not None else []),
         guard,
-        throughput,
+        run_log.throughput,
         probing,
         FinalTest(cadence, run_log),
         run_log,
-        *([PlanLine(plan, run_log)] if plan is not None else []),
+        *_plan_lines(plan, running_plan, phase, cadence, run_log),
         FinalValidation(cadence),
         early_stopping,
         preemption,
@@ -114,3 +116,13 @@ def standard_callbacks(
         *([Pictures(run_folder)] if cadence.ends_run else []),
         RankLines(run_log, cadence),
     ]
+
+
+def _plan_lines(
+    plan: StepPlan | None, running_plan: RunningPlan | None, phase: str | None, cadence: Cadence, run_log: RunLog
+) -> list[pl.Callback]:
+    """Returns the callbacks that show the steps of a run, and its planned memory and step time."""
+    lines: list[pl.Callback] = [] if plan is None else [PlanLine(plan, run_log)]
+    if running_plan is not None:
+        lines.append(PlanComparison(running_plan, phase or "", cadence, run_log))
+    return lines

@@ -53,6 +53,7 @@ class Throughput(pl.Callback):
         self._start = time.perf_counter()
         self._counted_tokens = 0
         self._flops = self._own_tokens = 0.0
+        self._num_steps = 0
 
     @override
     def on_train_start(self, trainer: pl.Trainer, pl_module: EncoderModule) -> None:
@@ -73,6 +74,7 @@ class Throughput(pl.Callback):
         self, trainer: pl.Trainer, pl_module: EncoderModule, outputs: None, batch: StepBatch, batch_idx: int
     ) -> None:
         """Ends the lap of the step."""
+        self._num_steps += 1
         if self.count_flops is not None and self.peak_flops is not None:
             self._flops += self.count_flops(batch)
             self._own_tokens += sum(micro_batch.num_tokens for micro_batch in batch.micro_batches)
@@ -104,6 +106,7 @@ class Throughput(pl.Callback):
         self.train_tokens += num_tokens
         row = {
             "perf/tokens_per_second": num_tokens / training,
+            "perf/step_seconds": training / max(1, self._num_steps),
             "perf/data_wait_seconds": seconds["data_wait"],
             "perf/validation_seconds": seconds["validation"],
             **({"perf/probe_seconds": seconds[PROBE]} if PROBE in seconds else {}),
@@ -116,6 +119,7 @@ class Throughput(pl.Callback):
             flops_per_token = self._flops / self._own_tokens
             row["perf/mfu"] = row["perf/tokens_per_second"] * flops_per_token / self.peak_flops
         self._flops = self._own_tokens = 0.0
+        self._num_steps = 0
         return row
 
     def wall_seconds(self) -> float:

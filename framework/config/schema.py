@@ -297,6 +297,7 @@ class TrainConfig:
         phase: Name of the phase whose settings these are; None: the run has no phases. Set when a run is assembled.
         benchmark: Place of the run in a benchmark, see conf/experiment/glue.yaml; null: none.
         trial: Trial of a search, which sets this key, see conf/hydra/sweeper/optuna.yaml; null: no search.
+        hardware: Device whose planned memory and step time the run is compared with; null: it is not compared.
     """
 
     run: RunConfig
@@ -324,6 +325,7 @@ class TrainConfig:
     probes: dict[str, ProbeSettings] = field(default_factory=dict)
     benchmark: BenchmarkConfig | None = None
     trial: TrialConfig | None = None
+    hardware: Component | None = None
     phases: dict[str, Any] = field(default_factory=dict)
     phase: str | None = None
     check: bool | int = False

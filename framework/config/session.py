@@ -16,6 +16,7 @@ from framework.callbacks.cadence import Cadence
 from framework.callbacks.data_lines import DataLines
 from framework.callbacks.early_stopping import Patience
 from framework.callbacks.error_analysis import ErrorAnalysis
+from framework.callbacks.plan_comparison import RunningPlan
 from framework.callbacks.plan_line import WeightsLine
 from framework.callbacks.profile import Profile
 from framework.callbacks.resume import PhaseBegin, Resume
@@ -209,7 +210,9 @@ def build_data(
     return data
 
 
-def build_run_trainer(run: AssembledRun, info: ProcessInfo, device_type: str) -> Trainer:
+def build_run_trainer(
+    run: AssembledRun, info: ProcessInfo, device_type: str, running_plan: RunningPlan | None = None
+) -> Trainer:
     """Builds the Trainer for the first phase left of a started run, with its callbacks and, on rank 0, its loggers."""
     phase, folder = run.phases[0], run.folder
     settings, parts = phase.settings, phase.parts
@@ -242,6 +245,7 @@ def build_run_trainer(run: AssembledRun, info: ProcessInfo, device_type: str) ->
             None if settings.trial is None else StudyTrial(Path(settings.trial.folder), settings.trial.number),
         ),
         phase=phase.phase.name,
+        running_plan=running_plan,
     )
     return build_trainer(
         build_strategy(

@@ -97,7 +97,7 @@ def record_phase(
     """
     plan, strategy = phase.data.plans["train"], phase.settings.strategy
     shape = strategy.shape(info.world_size)
-    with _fake_ranks(info):
+    with contextlib.nullcontext() if strategy.name == "single" else fake_process_group(info):
         mesh = build_mesh(strategy.name, shape, "cpu")  # on which fake tensors are
         device = CUDA if device_type == "cuda" else CPU
         recorded = RecordedModule(phase.module, strategy.name, mesh, device, info.local_world_size, granularity)
@@ -144,9 +144,3 @@ def _small_heap() -> Iterator[None]:
         yield
     finally:
         gc.unfreeze()
-
-
-@contextlib.contextmanager
-def _fake_ranks(info: ProcessInfo) -> Iterator[None]:
-    with fake_process_group(info) if info.world_size > 1 else contextlib.nullcontext():
-        yield

@@ -3,8 +3,11 @@
 import re
 from dataclasses import dataclass
 
-PERF_PREFIX = "perf/"
-"""Keys with this prefix depend on the clock and go to perf.jsonl; all others are functions of the step."""
+CLOCK_PREFIXES = ("perf/", "plan/")
+"""Keys with these prefixes depend on the clock, or come with those that do, and go to perf.jsonl.
+
+All others are functions of the step.
+"""
 
 
 @dataclass(frozen=True)
@@ -72,6 +75,9 @@ _LAST_PARTS = {
     "skipped_steps": MetricName("skipped steps so far", "steps"),
     "overflow_steps": MetricName("steps skipped after an overflow", "steps"),
     "tokens_per_second": MetricName("throughput", "tokens/s"),
+    "step_seconds": MetricName("time of a step", "s"),
+    "step_ratio": MetricName("measured step time by planned one"),
+    "memory_ratio": MetricName("measured memory by planned one"),
     "data_wait_seconds": MetricName("waiting for data", "s"),
     "checkpoint_stall_seconds": MetricName("waiting for checkpoints", "s"),
     "checkpoint_seconds": MetricName("writing checkpoints, background included", "s"),
@@ -112,5 +118,5 @@ def label_in_run(key: str) -> str:
 
 
 def depends_on_clock(key: str) -> bool:
-    """Returns True for metrics of perf.jsonl: time, throughput, memory."""
-    return key.startswith(PERF_PREFIX)
+    """Returns True for metrics of perf.jsonl: time, throughput, memory, and the plan of them."""
+    return key.startswith(CLOCK_PREFIXES)

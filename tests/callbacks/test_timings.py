@@ -109,6 +109,7 @@ def test_tokens_per_second_exclude_validation_and_checkpoints_but_include_data_w
     assert row.pop("perf/memory_bytes") > 0
     assert row == {
         "perf/tokens_per_second": 100.0,
+        "perf/step_seconds": 4.0,
         "perf/data_wait_seconds": 1.0,
         "perf/validation_seconds": 20.0,
         "perf/checkpoint_stall_seconds": 3.0,

@@ -222,7 +222,7 @@ def check_command(name: str) -> None:
     if name in ("train", "plan"):
         config = composed(name, "experiment=pretrain_demo")
         with open_dict(config):
-            own = {key: config.pop(key) for key in ("plan", "hardware") if key in config}
+            own = {key: config.pop(key) for key in ("plan", "hardware") if name == "plan"}
         check_settings(config)
         if own:
             assert check_plan(own).settings.first_rank.world_size == 8

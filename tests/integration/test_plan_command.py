@@ -43,6 +43,12 @@ def test_a_plan_names_memory_traffic_time_and_cost(tmp_path: Path, capsys: pytes
     assert [path.name for path in tmp_path.iterdir()] == []
 
 
+def test_a_sharded_strategy_is_planned_on_one_rank(tmp_path: Path):
+    (plan,) = planned(tmp_path, "strategy=fsdp2", "plan.gpus_per_node=1")
+    assert {each.num_ranks for each in plan.records[0].work.collectives} <= {1}
+    assert plan.records[0].step.peak.num_bytes > plan.records[0].step.weights_bytes > 0
+
+
 def test_the_largest_micro_batch_that_fits_is_the_nearest_setting(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     small = ["strategy=single", "plan.gpus_per_node=1", "trainer.micro_batch_tokens=4096", "hardware.reserve_gb=0"]
     (plan,) = planned(tmp_path, *small, "trainer.global_batch_size=8", "hardware.memory_gb=0.0003")

@@ -57,6 +57,14 @@ def closing_table(name: str, summary: dict[str, Any]) -> Table:
         "tokens": f"{summary['tokens']:,}",
         "tokens per second": f"{summary['tokens_per_second']:,.0f}" if summary["tokens_per_second"] else "",
         "seconds": f"{summary['wall_seconds']:,.1f}",
+        **{
+            f"{name}, measured by planned": f"{ratio:.0%}"
+            for name, ratio in (
+                ("step time", summary["last"].get("plan/step_ratio")),
+                ("memory", summary["last"].get("plan/memory_ratio")),
+            )
+            if ratio is not None
+        },
     }
     for name, text in facts.items():
         table.add_row(name, text)
