@@ -99,7 +99,7 @@ def _draw_throughput(axes: Axes, rows: Sequence[Mapping[str, Any]]) -> bool:
     _, planned = _series(rows, "plan/tokens_per_second")
     if len(planned):
         axes.axhline(planned[-1], color=ORANGE, linewidth=1.0, label=f"planned {planned[-1]:,.0f} tokens/s")
-    axes.set_ylim(bottom=0.0, top=1.25 * float(max(*values, *planned)))
+    axes.set_ylim(bottom=0.0, top=1.25 * float(max([*values, *planned])))
     axes.yaxis.set_major_formatter(matplotlib.ticker.StrMethodFormatter("{x:,.0f}"))
     axes.legend(frameon=False, loc="upper right")
     _label_steps(axes, "perf/tokens_per_second", "Throughput")
