@@ -1,7 +1,6 @@
 """Runs one step of each phase of a run on fake tensors, as rank 0 of any number of ranks."""
 
 import contextlib
-import gc
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -14,7 +13,7 @@ from framework.distributed.processes.environment import ProcessInfo
 from framework.planning.fake_cuda import CPU, CUDA, fake_cuda
 from framework.planning.fake_world import fake_environment, fake_process_group
 from framework.planning.recorder import Work
-from framework.planning.step_record import RecordedModule, StepRecord
+from framework.planning.step_record import RecordedModule, StepRecord, small_heap
 
 TRACED_MICRO_BATCHES = 2
 """Micro-batches of the step that is traced. All but the last one of a step do the same."""
@@ -78,7 +77,7 @@ def record_phases(
     """
     strategy = {**config["strategy"], "compile": "none", "graph": False}
     fake_device = fake_cuda() if device_type == "cuda" else contextlib.nullcontext()
-    with _small_heap(), fake_environment(info), fake_device:
+    with small_heap(), fake_environment(info), fake_device:
         run = assemble_run({**config, "strategy": strategy, "check": info.world_size}, info, device_type)
         return [record_phase(phase, info, device_type, granularity, limit_bytes) for phase in run.phases]
 
@@ -133,14 +132,3 @@ def _best_budget(phase: AssembledPhase, recorded: RecordedModule, limit_bytes: f
     if limit_bytes is None:
         return best_budget(plan, data.longest_sequence, None)
     return best_budget(plan, data.longest_sequence, attempt, MEMORY_FRACTION * limit_bytes)
-
-
-@contextlib.contextmanager
-def _small_heap() -> Iterator[None]:
-    """Context in which collections of garbage look at new objects only. Each would look at all modules of torch."""
-    gc.collect()
-    gc.freeze()
-    try:
-        yield
-    finally:
-        gc.unfreeze()

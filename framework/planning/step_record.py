@@ -158,6 +158,17 @@ def _stored(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 @contextmanager
+def small_heap() -> Iterator[None]:
+    """Context in which collections of garbage look at new objects only. Each would look at all modules of torch."""
+    gc.collect()
+    gc.freeze()
+    try:
+        yield
+    finally:
+        gc.unfreeze()
+
+
+@contextmanager
 def _without_collection() -> Iterator[None]:
     """Context in which memory is freed by reference counts alone, so that equal steps have equal peaks."""
     gc.collect()

@@ -30,6 +30,7 @@ from framework.data.planning.plan import StepSequences
 from framework.datamodules.datamodule import EncoderDataModule
 from framework.distributed.mesh import mesh_shape
 from framework.distributed.parallel.precision import Precision
+from framework.distributed.parallel.sharding import DEFAULT_SHARDING, Sharding
 from framework.distributed.processes.environment import process_info
 from framework.distributed.strategy import build_strategy
 from framework.models.config import EncoderConfig
@@ -165,6 +166,8 @@ def build_module(
     regularization: Regularization | None = None,
     frozen: tuple[str, ...] = (),
     adapter: LoraSettings | None = None,
+    sharding: Sharding = DEFAULT_SHARDING,
+    config: EncoderConfig = CONFIG,
 ) -> EncoderModule:
     """Builds the module of a toy run on the meta device."""
     task = task or ToyTask()
@@ -176,10 +179,10 @@ def build_module(
         return optimizer
 
     with torch.device("meta"):
-        encoder = TransformerEncoder(CONFIG)
-        model = TaskModel(encoder, task.build_head(encoder, CONFIG))
+        encoder = TransformerEncoder(config)
+        model = TaskModel(encoder, task.build_head(encoder, config))
         if adapter is not None:
-            apply_lora(encoder.layers, CONFIG.num_heads, adapter)
+            apply_lora(encoder.layers, config.num_heads, adapter)
             freeze_others(model, (*LORA_PARAMETERS, *adapter.train_also), "adapter.train_also")
     freeze(model, frozen, "trainer.freeze")
     return EncoderModule(
@@ -187,10 +190,11 @@ def build_module(
         task=task,
         seed=SEED,
         precision=precision,
-        initial_values=lambda built: initial_values(built, CONFIG, SEED),
+        initial_values=lambda built: initial_values(built, config, SEED),
         build_optimizer=build_optimizer,
         schedule=lambda step: 1.0 / (1 + step),
         max_grad_norm=max_grad_norm,
+        sharding=sharding,
         regularization=regularization,
     )
 
