@@ -18,7 +18,7 @@ from rich.text import Text
 import framework.distributed.processes.early_check
 import framework.metrics.import_torchmetrics  # noqa: F401  must come before Lightning
 from framework.config.command import command
-from framework.planning.alternatives import fitted, nearest_fit
+from framework.planning.alternatives import fitted, nearest_fits
 from framework.planning.comparison import cheapest, compare, describe_comparison
 from framework.planning.picture import draw_comparison
 from framework.planning.planner import Plan, Planner
@@ -35,9 +35,11 @@ def plan(composed: DictConfig) -> list[Plan]:
         own = planner.plan()
         plans = _compare(planner, own.settings) if own.settings.compare is not None else [_plan(planner, own)]
         if not any(each.fits for each in plans):
-            nearest = nearest_fit(planner, min(plans, key=lambda each: each.required_bytes))
-            remedy = "Use more or larger devices." if nearest is None else f"It fits with {' '.join(nearest.changes)}."
-            open_console().print(f"The run does not fit in {own.hardware.memory_gb:g} GB. {remedy}", soft_wrap=True)
+            nearest = nearest_fits(planner, min(plans, key=lambda each: each.required_bytes))
+            fitting = " or with ".join(" ".join(each.changes) for each in nearest)
+            remedy = f"It fits with {fitting}." if nearest else "No change of these settings helps. Use larger devices."
+            text = f"The run does not fit in {own.hardware.memory_gb:g} GB. {remedy}"
+            open_console().print(text, soft_wrap=True, markup=False)
     return plans
 
 

@@ -115,9 +115,10 @@ def _check_sources(
     check_evaluated_splits(settings.trainer, sources)
 
 
-def _check_tensor_parallel(settings: TrainConfig, config: EncoderConfig, task: Task, size: int) -> None:
+def _check_tensor_parallel(settings: TrainConfig, config: EncoderConfig, task: Task, world_size: int) -> None:
     """Checks that encoder and head can be split over the ranks that share matrix products."""
-    check_tensor_parallel(config, size)
+    size = settings.strategy.shape(world_size).tensor
+    check_tensor_parallel(config, size, world_size)
     check_relative_bias(config, settings.strategy.compile, size)
     check_task_is_split(task, size)
 
@@ -152,7 +153,7 @@ def build_parts(settings: TrainConfig, world_size: int, earlier: Parts | None = 
         weights = tiled(weights, config)
     check_vocabulary(tokenizer, config, weights)
     shape = settings.strategy.shape(world_size)
-    _check_tensor_parallel(settings, config, task, shape.tensor)
+    _check_tensor_parallel(settings, config, task, world_size)
     augmentation = build_augmentation(settings.augmentation, task)
     data = reading_units(build_data_component(task, settings.data), settings.privacy)
     sources = _with_training_split(task.build_sources(data, tokenizer, settings.seed))

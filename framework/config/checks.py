@@ -9,6 +9,7 @@ from framework.checkpoint.storage import location
 from framework.config.schema import TrainConfig, TrainerConfig
 from framework.data.planning.plan import GroupedSequences, SequenceSource
 from framework.data.tokenization.tokenizer import Tokenizer
+from framework.distributed.mesh import divisors, nearest
 from framework.distributed.parallel.float8 import check_float8
 from framework.distributed.parallel.precision import PRECISION_STRATEGIES, Precision
 from framework.errors import ConfigError
@@ -223,28 +224,43 @@ def check_sequence_lengths(sources: Mapping[str, SequenceSource], config: Encode
             )
 
 
-def check_tensor_parallel(config: EncoderConfig, size: int) -> None:
+def check_tensor_parallel(config: EncoderConfig, size: int, world_size: int) -> None:
     """Checks that tensor-parallel ranks compute whole heads, and that each has vocabulary rows and channels.
+
+    Args:
+        config: Encoder configuration.
+        size: Ranks that share matrix products.
+        world_size: Number of processes, which the suggested size divides.
 
     Raises:
         ConfigError: The number of ranks does not divide the number of heads, or the last rank would get no part of the
             vocabulary or of the intermediate channels.
     """
+    obstacle = _obstacle_to_tensor_parallel(config, size)
+    if obstacle is None:
+        return
+    fitting = [each for each in divisors(world_size) if _obstacle_to_tensor_parallel(config, each) is None]
+    best = nearest(size, fitting)
+    remedy = "strategy=fsdp2" if best == 1 else f"strategy=fsdp2_tp strategy.tensor_parallel_size={best}"
+    raise ConfigError(f"{obstacle} The nearest setting of {world_size} processes is {remedy}.")
+
+
+def _obstacle_to_tensor_parallel(config: EncoderConfig, size: int) -> str | None:
+    """Returns why a number of ranks cannot share the matrix products of a model; None if they can."""
     if config.num_heads % size:
-        fitting = [str(divisor) for divisor in range(1, config.num_heads + 1) if config.num_heads % divisor == 0]
-        raise ConfigError(
-            f"model.num_heads={config.num_heads} cannot be split over {size} ranks. Each rank computes whole heads. "
-            "Set strategy.tensor_parallel_size (null means all processes) to one of "
-            f"{', '.join(fitting)}."
+        return (
+            f"model.num_heads={config.num_heads} cannot be split over {size} ranks. Each tensor-parallel rank computes "
+            "whole heads."
         )
     for name in ("intermediate_size", "vocab_size"):
         value = getattr(config, name)
         part = -(-value // size)
         if (size - 1) * part >= value:
-            raise ConfigError(
+            return (
                 f"model.{name}={value} cannot be split over {size} ranks. With parts of {part}, the last rank would "
-                "get nothing. Lower strategy.tensor_parallel_size (null means all processes)."
+                "get nothing."
             )
+    return None
 
 
 def check_relative_bias(config: EncoderConfig, backend: str, tensor_size: int) -> None:
@@ -311,8 +327,8 @@ def check_enough_sequences(sources: Mapping[str, SequenceSource], num_ranks: int
     count = len(sources["train"])
     if count < num_ranks:
         raise ConfigError(
-            f"there are {count} training sequences for {num_ranks} ranks. Each rank needs at least one. Start fewer "
-            "processes, or use more data."
+            f"there are {count} training sequences for {num_ranks} ranks. Each rank needs at least one. Start at "
+            f"most {count} processes, or use more data."
         )
 
 

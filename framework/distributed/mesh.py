@@ -1,5 +1,6 @@
 """Device mesh of a strategy: the number of ranks along each axis, and the ranks that read the same data."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -87,12 +88,22 @@ def mesh_shape(
     return MeshShape(replicate=world_size) if strategy == "ddp" else MeshShape(shard=world_size)
 
 
+def divisors(number: int) -> list[int]:
+    """Returns the divisors of a number in ascending order."""
+    return [each for each in range(1, number + 1) if number % each == 0]
+
+
+def nearest(size: int, choices: Sequence[int]) -> int:
+    """Returns the choice with the smallest difference from a size, the first of two that are equally close."""
+    return min(choices, key=lambda choice: abs(choice - size))
+
+
 def _check_tensor_parallel_size(strategy: str, size: int, world_size: int) -> None:
     if size < 1 or world_size % size:
-        divisors = ", ".join(str(divisor) for divisor in range(1, world_size + 1) if world_size % divisor == 0)
+        fitting = divisors(world_size)
         raise ConfigError(
             f"strategy.tensor_parallel_size is {size}. It must divide the number of processes, which is {world_size}. "
-            f"Use one of {divisors}."
+            f"The nearest is strategy.tensor_parallel_size={nearest(size, fitting)}, of {', '.join(map(str, fitting))}."
         )
     if strategy == "tp" and size != world_size:
         raise ConfigError(
@@ -104,17 +115,17 @@ def _check_tensor_parallel_size(strategy: str, size: int, world_size: int) -> No
 def _check_replicate_size(copies: int, given: int | None, world_size: int) -> None:
     origin = "null, which means one copy per host, here " if given is None else ""
     setting = f"`strategy.replicate_size` is {origin}{copies}"
+    fitting = divisors(world_size)[:-1] or [1]
+    remedy = f"strategy.replicate_size={nearest(copies, fitting)}"
     if copies < 1 or world_size % copies:
-        divisors = [str(each) for each in range(1, world_size) if world_size % each == 0] or ["1"]
         raise ConfigError(
-            f"{setting}. It must divide the number of processes, which is {world_size}. Use one of "
-            f"{', '.join(divisors)}."
+            f"{setting}. It must divide the number of processes, which is {world_size}. The nearest is {remedy}, of "
+            f"{', '.join(map(str, fitting))}."
         )
     if copies == world_size > 1:
         raise ConfigError(
             f"{setting}, so each of the {world_size} processes holds a whole copy and no weights are sharded. "
-            f"strategy=hsdp needs fewer copies than processes. Set `strategy.replicate_size` below {copies}, or use "
-            "strategy=ddp."
+            f"strategy=hsdp needs fewer copies than processes. Set {remedy}, or use strategy=ddp."
         )
 
 

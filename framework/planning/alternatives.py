@@ -14,38 +14,61 @@ CHANGES = (
     "strategy.activation_checkpointing.mode=full",
     "strategy=fsdp2",
     "strategy.gradient_sync=every",
-    "strategy.cpu_offload=true",
 )
 """Changes that cost time and change no result, the cheapest first. A later one is made on top of the earlier ones."""
 
-_OF_SHARDS = ("strategy.gradient_sync=every", "strategy.cpu_offload=true")
+_OFFLOAD = "strategy.cpu_offload=true"
+_UNSHARDED = ("single", "ddp", "hsdp")
+"""Strategies whose weights more nodes do not split further."""
 _MAX_DOUBLINGS = 10
 """Doublings of the nodes within which the fewest nodes are searched: up to 1,024."""
 
 
-def nearest_fit(planner: Planner, plan: Plan) -> Plan | None:
-    """Returns the plan with the fewest changes that fits; None: none of them does.
+def nearest_fits(planner: Planner, plan: Plan) -> list[Plan]:
+    """Returns plans with few changes that fit.
+
+    They are one plan on the same devices, or if only host memory would help there, also one on the fewest nodes; none
+    if neither fits.
 
     Args:
         planner: Planner of the command line.
         plan: Plan that does not fit.
     """
+    given = plan
     for override in CHANGES:
-        name = plan.config["strategy"]["name"]
-        if override == "strategy=fsdp2" and name not in ("ddp", "hsdp"):
-            continue
-        if override in _OF_SHARDS and name not in SHARDED:
-            continue
+        changed = _changed(planner, plan, override)
+        if changed is not None and changed.fits:
+            return [_needed(planner, given, changed)]
+        plan = changed or plan
+    found = [_fitting_nodes(planner, plan.changes, 2 * plan.settings.nodes), _changed(planner, plan, _OFFLOAD)]
+    return [each for each in found if each is not None and each.fits]
+
+
+def _needed(planner: Planner, given: Plan, plan: Plan) -> Plan:
+    """Returns a plan that fits without the changes that it does not need; the costliest are left out first."""
+    for override in reversed(plan.changes[len(given.changes) : -1]):
         try:
-            changed = planner.plan([*plan.changes, override])
-            if changed.config == plan.config:
-                continue
-            if changed.fits:
-                return changed
-        except FrameworkError:  # another rule of training forbids this change
+            smaller = planner.plan([each for each in plan.changes if each != override])
+            plan = smaller if smaller.fits else plan
+        except FrameworkError:  # a later change needs it
             continue
-        plan = changed
-    return None
+    return plan
+
+
+def _changed(planner: Planner, plan: Plan, override: str) -> Plan | None:
+    """Returns a plan with one more change; None: it changes nothing, or a rule of training forbids it."""
+    name = plan.config["strategy"]["name"]
+    is_of_shards = override in (_OFFLOAD, "strategy.gradient_sync=every")
+    if (is_of_shards and name not in SHARDED) or (override == "strategy=fsdp2" and name not in _UNSHARDED):
+        return None
+    try:
+        changed = planner.plan([*plan.changes, override])
+        if changed.config == plan.config:
+            return None
+        changed.records  # noqa: B018  which are recorded now
+    except FrameworkError:
+        return None
+    return changed
 
 
 def fitted(planner: Planner, changes: Sequence[str], fit: Fit | None) -> Plan:
@@ -63,14 +86,32 @@ def fitted(planner: Planner, changes: Sequence[str], fit: Fit | None) -> Plan:
         return planner.plan(changes)
     if fit == "micro_batch":
         return planner.plan([*changes, CHANGES[0]])
-    found = _fewest_nodes(planner, changes, [2**power for power in range(_MAX_DOUBLINGS + 1)])
+    return _fewest_nodes(planner, changes, 1) or planner.plan(changes)
+
+
+def _fitting_nodes(planner: Planner, changes: Sequence[str], least: int) -> Plan | None:
+    """Returns the plan with the fewest nodes that fits; None: none does, or training rejects all of them."""
+    try:
+        return _fewest_nodes(planner, changes, least)
+    except FrameworkError:
+        return None
+
+
+def _fewest_nodes(planner: Planner, changes: Sequence[str], least: int) -> Plan | None:
+    """Returns the plan with the fewest nodes that fits, not below half of a number; None: none does.
+
+    Raises:
+        FrameworkError: The config cannot be planned on any number of nodes that was tried.
+    """
+    doublings = [least * 2**power for power in range(_MAX_DOUBLINGS + 1) if least * 2**power <= 2**_MAX_DOUBLINGS]
+    found = _first_fit(planner, changes, doublings)
     if found is None:
-        return planner.plan(changes)
+        return None
     nodes = found.settings.nodes
-    return _fewest_nodes(planner, changes, range(nodes // 2 + 1, nodes)) or found
+    return _first_fit(planner, changes, range(nodes // 2 + 1, nodes)) or found
 
 
-def _fewest_nodes(planner: Planner, changes: Sequence[str], counts: Sequence[int]) -> Plan | None:
+def _first_fit(planner: Planner, changes: Sequence[str], counts: Sequence[int]) -> Plan | None:
     """Returns the plan with the first of ascending numbers of nodes that fits, by bisection: more need no more memory.
 
     Raises:

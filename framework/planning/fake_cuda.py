@@ -35,9 +35,6 @@ class _AsCuda(TorchFunctionMode):
             return True
         if func is Tensor.pin_memory:
             return args[0]
-        if func is Tensor.backward:
-            with self:
-                return torch.autograd.backward(*args, **(kwargs or {}))
         on_cpu = {name: _on_cpu(value) for name, value in (kwargs or {}).items()}
         return func(*[_on_cpu(value) for value in args], **on_cpu)
 
@@ -99,7 +96,13 @@ def fake_cuda(report: Callable[[str], None] = lambda _: None) -> Iterator[None]:
     Args:
         report: Function that is called with the name of each Triton kernel that is launched.
     """
-    autocast = torch.autocast
+    as_cuda, autocast, run_backward = _AsCuda(), torch.autocast, torch.autograd._engine_run_backward
+
+    def run_as_cuda(*args: Any, **settings: Any) -> Any:
+        """Runs a backward pass within the mode, which torch leaves for it: layers are recomputed in it."""
+        with as_cuda:
+            return run_backward(*args, **settings)
+
     is_enabled, dtype = torch.is_autocast_enabled, torch.get_autocast_dtype
     kernels = {name: sys.modules.pop(name) for name in _KERNEL_MODULES if name in sys.modules}
     with contextlib.ExitStack() as stack:
@@ -111,7 +114,8 @@ def fake_cuda(report: Callable[[str], None] = lambda _: None) -> Iterator[None]:
         stack.enter_context(patch.object(torch, "get_autocast_dtype", lambda _: dtype("cpu")))
         stack.enter_context(patch.object(torch.cuda, "get_device_capability", lambda *_: _CAPABILITY))
         stack.enter_context(patch.object(FakeTensor, "device", property(_device)))
-        stack.enter_context(_AsCuda())
+        stack.enter_context(patch.object(torch.autograd, "_engine_run_backward", run_as_cuda))
+        stack.enter_context(as_cuda)
         try:
             for name in _KERNEL_MODULES:
                 importlib.import_module(name)

@@ -1,13 +1,14 @@
 """Runs one step of each phase of a run on fake tensors, as rank 0 of any number of ranks."""
 
 import contextlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from framework.batch import StepBatch
 from framework.config.assembly import AssembledPhase, assemble_run
 from framework.data.planning.auto_budget import MEMORY_FRACTION, Trial, best_budget, trial_batch
+from framework.data.planning.plan import StepPlan
 from framework.distributed.mesh import MeshShape, build_mesh
 from framework.distributed.processes.environment import ProcessInfo
 from framework.planning.fake_cuda import CPU, CUDA, fake_cuda
@@ -21,15 +22,15 @@ TRACED_MICRO_BATCHES = 2
 
 @dataclass(frozen=True)
 class PhaseRecord:
-    """One step of a phase, or of a run without phases, on rank 0.
+    """One step of a phase, or of a run without phases, on rank 0 with the data of the rank that has most tokens.
 
     Attributes:
         phase: The phase with its components.
         shape: Number of ranks along each mesh axis.
-        num_micro_batches: Micro-batches of a rank in a step.
+        num_micro_batches: Micro-batches of each rank in a step.
         tokens: Real tokens of a step over all ranks.
         sequences: Sequences of a step over all ranks.
-        step: Record of a step of the largest micro-batches of a rank.
+        step: Record of a step of the largest micro-batches of that rank.
         traced: Number of micro-batches in that record.
         traced_lengths: Lengths of the sequences in that record.
         predicted: Words that are predicted in that record.
@@ -96,14 +97,15 @@ def record_phase(
     """
     plan, strategy = phase.data.plans["train"], phase.settings.strategy
     shape = strategy.shape(info.world_size)
+    # `single` has no process group, also in training.
     with contextlib.nullcontext() if strategy.name == "single" else fake_process_group(info):
         mesh = build_mesh(strategy.name, shape, "cpu")  # on which fake tensors are
         device = CUDA if device_type == "cuda" else CPU
         recorded = RecordedModule(phase.module, strategy.name, mesh, device, info.local_world_size, granularity)
         if phase.settings.trainer.micro_batch_tokens == "auto":
             phase.data.set_budget(_best_budget(phase, recorded, limit_bytes))
-        number = phase.parts.max_steps - 1  # the batch has grown to its full size
-        shares = plan.micro_batches(number, 0)
+        number = _full_step(plan, phase.parts.first_step, phase.parts.max_steps)
+        shares = plan.micro_batches(number, plan.fullest_rank(number))
         largest = sorted(shares, key=lambda share: -int(plan.source.lengths(share.epochs, share.indices).sum()))
         batches = tuple(plan.source.build(share, number, share.shape) for share in largest[:TRACED_MICRO_BATCHES])
         record = recorded.record(StepBatch(number, plan.epoch(number), batches))
@@ -119,6 +121,12 @@ def record_phase(
         tuple(length for batch in batches for length in batch.lengths[: batch.num_sequences]),
         0.0 if term is None else sum(batch.counts[term] for batch in batches),
     )
+
+
+def _full_step(plan: StepPlan, first_step: int, max_steps: int) -> int:
+    """Returns the last step of full size. The batch has grown by then, and an epoch may end with a short step."""
+    last = max_steps - 1
+    return max((last, max(first_step, last - 1)), key=lambda step: len(plan.sequences(step)))
 
 
 def _best_budget(phase: AssembledPhase, recorded: RecordedModule, limit_bytes: float | None) -> int:

@@ -53,12 +53,19 @@ def _model(record: PhaseRecord, plan: PlanSettings) -> Iterator[Row]:
         f"{record.sequences:,} sequences, {record.tokens:,} tokens, micro-batches of a rank: "
         f"{record.num_micro_batches} of up to {budget:,} tokens",
     )
-    idle = shape.data_parallel_size - record.sequences
-    if idle > 0:
+    size, ranks = record.sequences, shape.data_parallel_size
+    if size < ranks:
         yield (
             "warning",
-            f"{idle:,} of {shape.data_parallel_size:,} data-parallel ranks have no sequence in a step. Use at most "
-            f"{record.sequences:,} of them, or set trainer.global_batch_size to at least {shape.data_parallel_size}.",
+            f"{ranks - size:,} of {ranks:,} data-parallel ranks have no sequence in a step. Use at most {size:,} of "
+            f"them, or set trainer.global_batch_size to at least {ranks}.",
+        )
+    elif size % ranks:
+        lower = size // ranks * ranks
+        yield (
+            "warning",
+            f"{size:,} sequences do not divide by {ranks:,} data-parallel ranks, so ranks have unequal numbers of them "
+            f"and wait for each other. The nearest that divide are {lower:,} and {lower + ranks:,}.",
         )
 
 

@@ -43,22 +43,29 @@ CONFIG = EncoderConfig(
 
 def test_ranks_of_tensor_parallel_get_whole_heads():
     for size in (1, 2, 3, 4, 6, 12):
-        check_tensor_parallel(CONFIG, size)
-    for size in (5, 8, 24):
-        expected = f"model.num_heads=12 cannot be split over {size} ranks. Each rank computes whole heads. Set "
-        with pytest.raises(ConfigError, match=re.escape(expected) + r".* one of 1, 2, 3, 4, 6, 12\."):
-            check_tensor_parallel(CONFIG, size)
+        check_tensor_parallel(CONFIG, size, size)
+    # The nearest size divides the 12 heads and the processes.
+    for size, world_size, nearest in (
+        (8, 8, "strategy=fsdp2_tp strategy.tensor_parallel_size=4"),
+        (8, 24, "strategy=fsdp2_tp strategy.tensor_parallel_size=6"),
+        (5, 5, "strategy=fsdp2"),
+    ):
+        expected = f"model.num_heads=12 cannot be split over {size} ranks. Each tensor-parallel rank computes whole "
+        remedy = f"heads. The nearest setting of {world_size} processes is {nearest}."
+        with pytest.raises(ConfigError, match=re.escape(expected + remedy)):
+            check_tensor_parallel(CONFIG, size, world_size)
 
 
 @pytest.mark.parametrize("name", ["vocab_size", "intermediate_size"])
 def test_every_rank_gets_some_words_and_channels(name: str):
     # 10 in 4 parts: 3, 3, 3, 1; 9 in 4 parts: 3, 3, 3 and nothing.
-    check_tensor_parallel(replace(CONFIG, **{name: 10}), 4)
+    check_tensor_parallel(replace(CONFIG, **{name: 10}), 4, 4)
     with pytest.raises(
         ConfigError,
-        match=f"model.{name}=9 cannot be split over 4 ranks. With parts of 3, the last rank would get nothing",
+        match=f"model.{name}=9 cannot be split over 4 ranks. With parts of 3, the last rank would get nothing. "
+        "The nearest setting of 4 processes is strategy=fsdp2_tp strategy.tensor_parallel_size=2",
     ):
-        check_tensor_parallel(replace(CONFIG, **{name: 9}), 4)
+        check_tensor_parallel(replace(CONFIG, **{name: 9}), 4, 4)
 
 
 def test_a_relative_bias_needs_uncompiled_layers_and_all_heads():

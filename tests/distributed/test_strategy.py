@@ -63,7 +63,8 @@ def test_wrong_strategies_are_named() -> None:
 
 def test_a_tensor_parallel_size_that_does_not_fit_is_named() -> None:
     with pytest.raises(
-        ConfigError, match=r"tensor_parallel_size is 3. It must divide .*, which is 8. Use one of 1, 2, 4, 8"
+        ConfigError,
+        match=r"is 3. It must divide .*, which is 8. The nearest is strategy.tensor_parallel_size=2, of 1, 2",
     ):
         mesh_shape("fsdp2_tp", 8, tensor_parallel_size=3)
     with pytest.raises(
@@ -74,6 +75,12 @@ def test_a_tensor_parallel_size_that_does_not_fit_is_named() -> None:
         ConfigError, match=r"tensor_parallel_size` is 2, but strategy=ddp does not use it\. .* use strategy=fsdp2_tp"
     ):
         mesh_shape("ddp", 8, tensor_parallel_size=2)
+
+
+def test_a_number_of_copies_that_does_not_fit_is_named_with_the_nearest() -> None:
+    for copies, nearest in ((3, 2), (20, 16), (32, 16)):
+        with pytest.raises(ConfigError, match=rf"replicate_size` is {copies}.*strategy.replicate_size={nearest}\b"):
+            mesh_shape("hsdp", 32, replicate_size=copies)
 
 
 def test_neighbouring_ranks_share_products_and_read_the_same_data() -> None:

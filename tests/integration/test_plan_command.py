@@ -56,6 +56,32 @@ def test_the_largest_micro_batch_that_fits_is_the_nearest_setting(tmp_path: Path
     assert "The run does not fit in 0.0003 GB. It fits with trainer.micro_batch_tokens=auto." in capsys.readouterr().out
 
 
+def test_recomputed_activations_need_less_memory(tmp_path: Path):
+    # One process under ddp has a process group, as in training.
+    on_one = ["strategy=ddp", "plan.gpus_per_node=1", "model.num_layers=3"]
+    (kept,) = planned(tmp_path, *on_one)
+    (recomputed,) = planned(tmp_path, *on_one, "strategy.activation_checkpointing.mode=full")
+    before, after = (plan.records[0].step for plan in (kept, recomputed))
+    assert after.peak.by_kind["activations"] < 0.8 * before.peak.by_kind["activations"]
+    assert sum(after.work.flops.values()) > sum(before.work.flops.values())
+
+
+def test_batches_that_do_not_divide_are_named_and_the_fullest_rank_is_planned(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    (plan,) = planned(tmp_path, "strategy=ddp", "trainer.global_batch_size=12")
+    out = " ".join(capsys.readouterr().out.split())
+    assert "12 sequences do not divide by 8 data-parallel ranks" in out
+    assert "The nearest that divide are 8 and 16." in out
+    (plan,) = planned(tmp_path, "strategy=ddp", "trainer.global_batch_size=3")
+    assert "5 of 8 data-parallel ranks have no sequence in a step. Use at most 3" in " ".join(
+        capsys.readouterr().out.split()
+    )
+    train = plan.records[0].phase.data.plans["train"]
+    sequences = train.sequences(99)
+    assert plan.records[0].traced_lengths == (max(train.source.lengths(sequences.epochs, sequences.indices)),)
+
+
 def test_plans_are_compared_and_the_cheapest_that_fits_is_marked(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     hardware = tmp_path / "conf" / "hardware"
     hardware.mkdir(parents=True)
@@ -87,7 +113,10 @@ def test_plans_are_compared_and_the_cheapest_that_fits_is_marked(tmp_path: Path,
         (["plan.node=2"], "unknown config key `plan.node`. Did you mean `nodes`?"),
         (["plan.nodes=0"], "plan.nodes is 0. It must be at least 1"),
         (["strategy=single"], "strategy=single cannot run in 8 processes"),
-        (["strategy=fsdp2_tp", "strategy.tensor_parallel_size=3"], "Use one of 1, 2, 4, 8."),
+        (
+            ["strategy=fsdp2_tp", "strategy.tensor_parallel_size=3"],
+            "nearest is strategy.tensor_parallel_size=2, of",
+        ),
         (["hardware.matmul_share=[0.9,0.4]"], "hardware.matmul_share is [0.9, 0.4]. It must be two shares in (0, 1]"),
         (["plan.lengths={mean: 600, max: 200}"], "plan.lengths.mean is 600, min 8 and max 200"),
         (["precision=fp16", "strategy=ddp"], "reads values of tensors"),

@@ -7,7 +7,7 @@ from typing import Any, cast
 import pytest
 
 from framework.errors import ConfigError
-from framework.planning.alternatives import combinations, fitted
+from framework.planning.alternatives import combinations, fitted, nearest_fits
 from framework.planning.planner import Planner
 from framework.planning.settings import PlanSettings
 
@@ -70,6 +70,61 @@ def test_numbers_of_nodes_that_training_rejects_are_skipped():
 def test_a_run_that_fits_on_no_nodes_is_planned_as_given():
     planner = StandInPlanner(lambda nodes: False, nodes=3)
     assert (fewest(planner).settings.nodes, fewest(planner).changes) == (3, ("strategy=fsdp2",))
+
+
+@dataclass
+class Described:
+    """Plan whose memory is a function of its changes."""
+
+    changes: tuple[str, ...]
+    settings: PlanSettings
+    config: dict[str, Any]
+    fits: bool
+    records: tuple[()] = ()
+
+
+class DescribedPlanner:
+    """Planner of runs that fit with at least one of some sets of changes."""
+
+    def __init__(self, strategy: str, *fitting: set[str]) -> None:
+        self.strategy, self.fitting = strategy, fitting
+
+    def plan(self, changes: Sequence[str] = ()) -> Described:
+        keys = dict(change.split("=") for change in changes)
+        strategy = keys.pop("strategy", self.strategy)
+        nodes = int(keys.pop("plan.nodes", 1))
+        if "strategy.gradient_sync" in keys and strategy not in ("fsdp2", "fsdp2_tp"):
+            raise ConfigError("only shards")
+        reached = {*changes} | {f"plan.nodes={number}" for number in range(nodes + 1)}
+        fits = any(each <= reached for each in self.fitting)
+        return Described(tuple(changes), PlanSettings(nodes), {"strategy": {"name": strategy}, **keys}, fits)
+
+
+@pytest.mark.parametrize(
+    ("strategy", "fitting", "expected"),
+    [
+        ("ddp", [{"trainer.micro_batch_tokens=auto"}], [["trainer.micro_batch_tokens=auto"]]),
+        # Changes that were tried before and are not needed are left out.
+        ("ddp", [{"strategy=fsdp2"}], [["strategy=fsdp2"]]),
+        (
+            "ddp",
+            [{"strategy=fsdp2", "strategy.gradient_sync=every", "strategy.activation_checkpointing.mode=full"}],
+            [["strategy.activation_checkpointing.mode=full", "strategy=fsdp2", "strategy.gradient_sync=every"]],
+        ),
+        # The fewest nodes, or host memory.
+        ("fsdp2", [{"strategy.cpu_offload=true"}, {"plan.nodes=3"}], [["plan.nodes=3"], ["strategy.cpu_offload=true"]]),
+        ("fsdp2", [], []),
+    ],
+)
+def test_the_nearest_settings_that_fit_are_few_changes(
+    strategy: str, fitting: list[set[str]], expected: list[list[str]]
+):
+    planner = DescribedPlanner(strategy, *fitting)
+    found = nearest_fits(cast(Planner, planner), cast(Any, planner.plan()))
+    common = ["trainer.micro_batch_tokens=auto", "strategy.activation_checkpointing.mode=full"]
+    common += ["strategy.gradient_sync=every"]
+    all_changes = [[*common, *each] if len(expected) > 1 else each for each in expected]
+    assert [list(each.changes) for each in found] == all_changes
 
 
 def test_the_largest_micro_batch_is_that_of_training():

@@ -51,6 +51,15 @@ class Packing:
         ends = np.cumsum(np.bincount(micro_batches, minlength=count))
         return np.split(slots[order], ends[:-1])
 
+    def fullest_rank(self, lengths: np.ndarray) -> int:
+        """Returns the rank with the most tokens in a micro-batch, the first of several.
+
+        Args:
+            lengths: (sequences,) tokens of each.
+        """
+        tokens = np.bincount(self.assignment, weights=lengths)
+        return int(tokens.argmax()) // len(self.budgets)
+
 
 def budget_sizes(budget: int, max_length: int, num_sizes: int = NUM_SIZES) -> list[int]:
     """Returns the possible budgets of a micro-batch: multiples of budget / num_sizes, ascending from `max_length`."""

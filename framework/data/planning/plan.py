@@ -311,6 +311,11 @@ class StepPlan:
             for slots, budget in zip(packing.of_rank(rank), packing.budgets, strict=True)
         ]
 
+    def fullest_rank(self, step: int) -> int:
+        """Returns the rank whose largest micro-batch of a step has the most tokens."""
+        lengths, packing = self._pack(self.sequences(step))
+        return packing.fullest_rank(lengths)
+
     def batches(self, step: int, rank: int) -> Iterator[PackedBatch]:
         """Builds a rank's micro-batches of a step, one at a time (see `micro_batches`)."""
         for share in self.micro_batches(step, rank):

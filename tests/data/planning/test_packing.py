@@ -61,6 +61,14 @@ def test_the_last_micro_batch_is_as_small_as_possible():
     assert [len(slots) for slots in packing.of_rank(0)] == [4, 4, 2]
 
 
+def test_the_fullest_rank_has_the_largest_micro_batch():
+    # Two micro-batches of each of three ranks: 5 and 9, 10 and 0, 8 and 8 tokens.
+    packing = Packing((10, 10), np.array([0, 1, 2, 4, 5]))
+    assert packing.fullest_rank(np.array([5, 9, 10, 8, 8])) == 1
+    # Only the last rank has a sequence.
+    assert Packing((10,), np.array([2])).fullest_rank(np.array([4])) == 2
+
+
 def test_few_long_sequences_fill_micro_batches_in_pairs():
     lengths = np.array([90, 80, 70, 60, 50, 50, 40, 30, 20, 10])
     packing = pack(lengths, [100], num_ranks=1, max_sequences=10)
