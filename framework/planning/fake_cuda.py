@@ -39,6 +39,13 @@ class _AsCuda(TorchFunctionMode):
         return func(*[_on_cpu(value) for value in args], **on_cpu)
 
 
+@contextlib.contextmanager
+def _as_cuda() -> Iterator[None]:
+    """Context in which tensors report that they are on CUDA. It also decorates functions."""
+    with _AsCuda():
+        yield
+
+
 def _on_cpu(value: Any) -> Any:
     if isinstance(value, torch.device) and value.type == "cuda":
         return CPU
@@ -96,13 +103,9 @@ def fake_cuda(report: Callable[[str], None] = lambda _: None) -> Iterator[None]:
     Args:
         report: Function that is called with the name of each Triton kernel that is launched.
     """
-    as_cuda, autocast, run_backward = _AsCuda(), torch.autocast, torch.autograd._engine_run_backward
-
-    def run_as_cuda(*args: Any, **settings: Any) -> Any:
-        """Runs a backward pass within the mode, which torch leaves for it: layers are recomputed in it."""
-        with as_cuda:
-            return run_backward(*args, **settings)
-
+    autocast = torch.autocast
+    # torch leaves the mode for a backward pass, in which layers are recomputed.
+    run_backward = _as_cuda()(torch.autograd._engine_run_backward)
     is_enabled, dtype = torch.is_autocast_enabled, torch.get_autocast_dtype
     kernels = {name: sys.modules.pop(name) for name in _KERNEL_MODULES if name in sys.modules}
     with contextlib.ExitStack() as stack:
@@ -114,8 +117,8 @@ def fake_cuda(report: Callable[[str], None] = lambda _: None) -> Iterator[None]:
         stack.enter_context(patch.object(torch, "get_autocast_dtype", lambda _: dtype("cpu")))
         stack.enter_context(patch.object(torch.cuda, "get_device_capability", lambda *_: _CAPABILITY))
         stack.enter_context(patch.object(FakeTensor, "device", property(_device)))
-        stack.enter_context(patch.object(torch.autograd, "_engine_run_backward", run_as_cuda))
-        stack.enter_context(as_cuda)
+        stack.enter_context(patch.object(torch.autograd, "_engine_run_backward", run_backward))
+        stack.enter_context(_as_cuda())
         try:
             for name in _KERNEL_MODULES:
                 importlib.import_module(name)
