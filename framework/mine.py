@@ -35,6 +35,7 @@ from framework.mining.texts import MinedTexts, read_texts
 from framework.retrieval.approximate import import_faiss
 from framework.tasks.embedding.task import EmbeddingTask
 from framework.tasks.reranking.task import RerankingTask
+from framework.tracking.pass_bars import pass_bars
 
 
 @command("mine")
@@ -65,7 +66,8 @@ def mine(composed: DictConfig) -> MinedCounts:
         scorer = None
         if reranker is not None:
             scorer = OpenedModel(reranker, build_inference(reranker, budget, precision, own).alone())
-        counts = mine_negatives(settings, texts, model, scorer, info)
+        with pass_bars("rows", is_shown=info.rank == 0) as advance:
+            counts = mine_negatives(settings, texts, model, scorer, info, advance)
     if info.rank == 0:
         write_to_stdout([describe_rows(settings, texts, counts)])
     return counts

@@ -10,7 +10,6 @@ if __name__ == "__main__":
 from pathlib import Path
 
 from omegaconf import DictConfig
-from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
 import framework.distributed.processes.early_check  # noqa: F401  must come before Lightning
@@ -23,6 +22,7 @@ from framework.data.preparation.personal_data import NameModel
 from framework.data.preparation.prepare import Prepared, StoreSpec, describe_preparation, prepare_store
 from framework.data.store_data import too_little_to_split
 from framework.tracking.console import open_console, print_line
+from framework.tracking.pass_bars import pass_bars
 
 
 @command("prepare")
@@ -44,8 +44,8 @@ def prepare(composed: DictConfig) -> Path:
     if settings.check:
         print_check(describe_preparation(spec))
         return Path(settings.store)
-    with PassBars() as bars:
-        prepared = prepare_store(spec, settings.num_workers, bars.advance)
+    with pass_bars("MB of text", 1e6) as advance:
+        prepared = prepare_store(spec, settings.num_workers, advance)
     console = open_console()
     console.print(
         f"[bold]{prepared.folder}[/bold] " + ("was there already, from the same texts" if prepared.reused else "made")
@@ -69,42 +69,6 @@ def _name_model(corpus: CorpusConfig) -> NameModel | None:
     from framework.config.name_model import TrainedNames  # other preparations need no model
 
     return TrainedNames.of(corpus.personal_data_model, corpus.personal_data_types)
-
-
-class PassBars:
-    """Progress bars, one for each pass over the corpus; without a terminal each pass prints one line instead."""
-
-    def __init__(self) -> None:
-        columns = (
-            TextColumn("{task.description:>10}"),
-            BarColumn(),
-            TextColumn("{task.percentage:>3.0f}%"),
-            TimeRemainingColumn(),
-        )
-        self._screen = open_console(stderr=True)
-        self._bars = Progress(*columns, console=self._screen, transient=True, disable=not self._screen.is_terminal)
-        self._tasks: dict[str, TaskID] = {}
-
-    def __enter__(self) -> "PassBars":
-        self._bars.start()
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        self._bars.stop()
-
-    def advance(self, stage: str, done: int, total: int) -> None:
-        """Updates the bar of a pass.
-
-        Args:
-            stage: Name of the pass.
-            done: Bytes read so far.
-            total: Bytes of the corpus.
-        """
-        if stage not in self._tasks:
-            self._tasks[stage] = self._bars.add_task(stage, total=total)
-            if not self._screen.is_terminal:
-                self._screen.print(f"{stage}: reading {total / 1e6:,.1f} MB", highlight=False)
-        self._bars.update(self._tasks[stage], completed=done)
 
 
 def counts_table(prepared: Prepared) -> Table:

@@ -8,16 +8,20 @@ when all blocks are complete.
 import json
 import os
 import shutil
+import sys
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from framework.config.prediction_files import cell_text
+from framework.distributed.processes.agreement import first_rank_value, on_every_rank, on_first_rank
+from framework.distributed.processes.environment import process_info
 from framework.errors import ConfigError, DataError
 from framework.files import read_json_object, replacing, sync_folder, write_atomic
 
@@ -26,6 +30,14 @@ BLOCK_ROWS = 4096
 """Rows of a block: what a killed process computes again at most."""
 _RECORD_FILE = "record.json"
 _COLUMN = "embedding"
+
+T = TypeVar("T")
+
+Kept = Sequence[Mapping[str, Any]]
+"""Values of the input columns to keep, for each row of a block."""
+
+Compute = Callable[[list[T], Callable[[int], None]], tuple[np.ndarray, Kept]]
+"""Function from the rows of a block, and a callback for the number of rows that are done, to (rows, width) vectors."""
 
 
 def holds_vectors(output: str | None) -> bool:
@@ -96,7 +108,7 @@ class VectorFile(ABC):
             return False
         return True
 
-    def write(self, block: int, vectors: np.ndarray, kept: Sequence[Mapping[str, Any]]) -> None:
+    def write(self, block: int, vectors: np.ndarray, kept: Kept) -> None:
         """Writes a block to disk, and marks it as complete.
 
         Args:
@@ -139,7 +151,7 @@ class VectorFile(ABC):
     def _create(self) -> None: ...
 
     @abstractmethod
-    def _write(self, block: int, vectors: np.ndarray, kept: Sequence[Mapping[str, Any]]) -> None: ...
+    def _write(self, block: int, vectors: np.ndarray, kept: Kept) -> None: ...
 
     @abstractmethod
     def _finish(self) -> None: ...
@@ -153,7 +165,7 @@ class VectorArray(VectorFile):
         shape = self.num_rows, self.width
         np.lib.format.open_memmap(self.folder / "array.npy", "w+", np.float32, shape).flush()
 
-    def _write(self, block: int, vectors: np.ndarray, kept: Sequence[Mapping[str, Any]]) -> None:  # noqa: ARG002
+    def _write(self, block: int, vectors: np.ndarray, kept: Kept) -> None:  # noqa: ARG002
         array = np.lib.format.open_memmap(self.folder / "array.npy", "r+")
         array[block * BLOCK_ROWS : block * BLOCK_ROWS + len(vectors)] = vectors
         array.flush()
@@ -169,7 +181,7 @@ class VectorTable(VectorFile):
     def _create(self) -> None:
         pass
 
-    def _write(self, block: int, vectors: np.ndarray, kept: Sequence[Mapping[str, Any]]) -> None:
+    def _write(self, block: int, vectors: np.ndarray, kept: Kept) -> None:
         names = list(dict.fromkeys(name for row in kept for name in row))
         columns = {name: pa.array([cell_text(row.get(name)) for row in kept], pa.string()) for name in names}
         is_bad = np.isnan(vectors).all(axis=1)
@@ -187,3 +199,40 @@ class VectorTable(VectorFile):
                 for name in missing:
                     table = table.append_column(name, pa.nulls(len(table), pa.string()))
                 writer.write_table(table.select(schema.names))
+
+
+def write_vectors(
+    file: VectorFile,
+    record: Mapping[str, Any],
+    rows: Callable[[], Iterable[T]],
+    compute: Compute[T],
+    advance: Callable[[int], None],
+) -> None:
+    """Writes a file, or completes it after a stop; processes take its blocks in turn. Collective: all ranks must call.
+
+    Args:
+        file: File to write.
+        record: Everything that determines its content, besides its number of rows and width.
+        rows: Function that streams all rows, in order.
+        compute: Computes the vectors of a block.
+        advance: Callback for the number of rows that all processes have done, as far as this process knows.
+
+    Raises:
+        FrameworkError: A row, or the file, cannot be used.
+    """
+    shape = {"num_rows": file.num_rows, "width": file.width, "block_rows": BLOCK_ROWS}
+    num_complete = first_rank_value(lambda: file.begin({**record, **shape}))
+    if num_complete and process_info().rank == 0:
+        sys.stderr.write(f"{file.folder}: {num_complete} of {file.num_blocks} blocks are complete, continuing\n")
+
+    def write_blocks() -> None:
+        stream = iter(rows())
+        for block in range(file.num_blocks):
+            own, first = list(islice(stream, BLOCK_ROWS)), block * BLOCK_ROWS
+            if file.claim(block):
+                advance(first)
+                file.write(block, *compute(own, lambda done: advance(first + done)))  # noqa: B023  used at once
+            advance(first + len(own))
+
+    on_every_rank(write_blocks)
+    on_first_rank(file.finish)

@@ -2,9 +2,8 @@
 
 import hashlib
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
 from typing import Protocol, runtime_checkable
 
@@ -14,13 +13,14 @@ from framework.config.command_schema import PredictConfig
 from framework.config.dry_check import print_check
 from framework.config.input_rows import InputRow, no_row_error, stream_input_rows
 from framework.config.trained import Trained, describe_trained, open_inference
-from framework.config.vector_files import BLOCK_ROWS, VectorArray, VectorFile, VectorTable
-from framework.distributed.processes.agreement import check_agreement, first_rank_value, on_every_rank, on_first_rank
+from framework.config.vector_files import Kept, VectorArray, VectorFile, VectorTable, write_vectors
+from framework.distributed.processes.agreement import check_agreement
 from framework.distributed.processes.environment import process_info
 from framework.errors import ConfigError
 from framework.files import new_digest
 from framework.models.config import EncoderConfig
 from framework.modules.inference import Inference
+from framework.tracking.pass_bars import pass_bars
 
 
 @runtime_checkable
@@ -61,7 +61,46 @@ def predict_vectors(settings: PredictConfig, trained: Trained) -> None:
         ConfigError: The task predicts no vectors, or columns are kept beside an array.
         DataError: The input cannot be read, or the output cannot be written.
     """
-    output = Path(settings.output or "")
+    output, width = Path(settings.output or ""), _check_width(settings, trained)
+    is_first = process_info().rank == 0
+    survey = _survey(_rows(settings, trained))
+    if survey.num_bad == survey.num_rows:
+        raise no_row_error(settings.input or "text", survey.first_error)
+    if settings.check:
+        if is_first:
+            print_check([*describe_trained(trained), ("rows", f"{survey.num_rows:,}")])
+        return
+    kind = VectorArray if output.suffix.lower() == ".npy" else VectorTable
+    file: VectorFile = kind(output, survey.num_rows, width)
+    record = {
+        "rows": survey.fingerprint,
+        "weights": _weights_fingerprint(trained),
+        "task": repr((sorted(trained.task.to_record().items()), settings.task)),
+        "precision": settings.precision.name,
+        "keep_columns": list(settings.keep_columns),
+    }
+    with (
+        open_inference(trained, settings.micro_batch_tokens, settings.precision.name) as inference,
+        pass_bars("rows", is_shown=is_first) as advance,
+    ):
+        check_agreement({"the fingerprint of the input": survey.fingerprint})
+        alone = inference.alone()
+
+        def compute(rows: list[InputRow], done: Callable[[int], None]) -> tuple[np.ndarray, Kept]:
+            return _vectors(rows, trained, alone, width, done), [each.kept for each in rows]
+
+        total = survey.num_rows
+        write_vectors(
+            file, record, lambda: _rows(settings, trained), compute, lambda done: advance("encode", done, total)
+        )
+    if survey.num_bad and is_first:
+        sys.stderr.write(
+            f"{survey.num_bad} of {survey.num_rows} rows have no vector. For example: {survey.first_error}\n"
+        )
+
+
+def _check_width(settings: PredictConfig, trained: Trained) -> int:
+    """Checks that the task predicts vectors of which the output can hold all columns; returns their channels."""
     task = trained.task
     width = task.vector_size(trained.weights.config) if isinstance(task, PredictsVectors) else None
     if width is None:
@@ -69,41 +108,12 @@ def predict_vectors(settings: PredictConfig, trained: Trained) -> None:
             f"output={settings.output} is for vectors, but {type(task).__name__} predicts no vectors. Only "
             "embeddings are written so. Choose a name that ends in .jsonl, .csv or .tsv."
         )
-    if output.suffix.lower() == ".npy" and settings.keep_columns:
+    if Path(settings.output or "").suffix.lower() == ".npy" and settings.keep_columns:
         raise ConfigError(
             f"`keep_columns` is {list(settings.keep_columns)}, but output={settings.output} is an array, which has no "
             "columns. Choose a name that ends in .parquet, or remove `keep_columns`."
         )
-    survey = _survey(_rows(settings, trained))
-    if survey.num_bad == survey.num_rows:
-        raise no_row_error(settings.input or "text", survey.first_error)
-    if settings.check:
-        if process_info().rank == 0:
-            print_check([*describe_trained(trained), ("rows", f"{survey.num_rows:,}")])
-        return
-    kind = VectorArray if output.suffix.lower() == ".npy" else VectorTable
-    file: VectorFile = kind(output, survey.num_rows, width)
-    record = {
-        "rows": survey.fingerprint,
-        "num_rows": survey.num_rows,
-        "width": width,
-        "block_rows": BLOCK_ROWS,
-        "weights": _weights_fingerprint(trained),
-        "task": repr(sorted(trained.task.to_record().items())),
-        "precision": settings.precision.name,
-        "keep_columns": list(settings.keep_columns),
-    }
-    with open_inference(trained, settings.micro_batch_tokens, settings.precision.name) as inference:
-        check_agreement({"the fingerprint of the input": survey.fingerprint})
-        num_complete = first_rank_value(lambda: file.begin(record))
-        if num_complete and process_info().rank == 0:
-            sys.stderr.write(f"{file.folder}: {num_complete} of {file.num_blocks} blocks are complete, continuing\n")
-        on_every_rank(lambda: _write_blocks(file, _rows(settings, trained), trained, inference))
-        on_first_rank(file.finish)
-    if survey.num_bad and process_info().rank == 0:
-        sys.stderr.write(
-            f"{survey.num_bad} of {survey.num_rows} rows have no vector. For example: {survey.first_error}\n"
-        )
+    return width
 
 
 def _rows(settings: PredictConfig, trained: Trained) -> Iterator[InputRow]:
@@ -132,20 +142,13 @@ def _weights_fingerprint(trained: Trained) -> str:
     return digest.hexdigest()
 
 
-def _write_blocks(file: VectorFile, rows: Iterator[InputRow], trained: Trained, inference: Inference) -> None:
-    """Computes and writes the blocks that no other process claims."""
-    alone = inference.alone()
-    for block in range(file.num_blocks):
-        inputs = list(islice(rows, BLOCK_ROWS))
-        if file.claim(block):
-            file.write(block, _vectors(inputs, trained, alone, file.width), [each.kept for each in inputs])
-
-
-def _vectors(inputs: Sequence[InputRow], trained: Trained, alone: Inference, width: int) -> np.ndarray:
+def _vectors(
+    inputs: Sequence[InputRow], trained: Trained, alone: Inference, width: int, done: Callable[[int], None]
+) -> np.ndarray:
     """Returns (rows, width) fp32; NaN for rows that cannot be predicted."""
     vectors = np.full((len(inputs), width), np.nan, dtype=np.float32)
     valid = [index for index, each in enumerate(inputs) if each.row is not None]
     if valid:
         source = trained.task.build_source([row for each in inputs if (row := each.row)], trained.tokenizer)
-        vectors[valid] = np.stack([each[0] for each in alone.decode(source)])
+        vectors[valid] = np.stack([each[0] for each in alone.decode(source, done)])
     return vectors

@@ -4,12 +4,13 @@ Everything that a process writes is a function of the inputs, and has a name by 
 processes share. So a command that was killed resumes with the files that exist.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from functools import partial
 from pathlib import Path
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from framework.config.mine_schema import MineConfig
@@ -23,15 +24,16 @@ from framework.distributed.processes.agreement import (
 )
 from framework.distributed.processes.environment import ProcessInfo
 from framework.files import new_digest
-from framework.mining.parts import MinedCounts, delete_folder, join_parts, write_parts
+from framework.mining.parts import MinedCounts, RowProgress, delete_folder, join_parts, write_parts
 from framework.mining.rows import PAIRS_AT_ONCE, Miner, Search
 from framework.mining.texts import MinedTexts
-from framework.mining.vectors import ShardEncoder, Side
+from framework.mining.vectors import Side, encode_texts
 from framework.modules.inference import Inference
 from framework.retrieval.approximate import build_index, search_index
 from framework.retrieval.negatives import Candidates, Rescore, Rules
 from framework.retrieval.search import nearest
 from framework.tasks.reranking.task import RerankingTask
+from framework.tracking.pass_bars import Advance
 
 _NAME_CHARACTERS = 16
 
@@ -63,7 +65,12 @@ class OpenedModel:
 
 
 def mine_negatives(
-    settings: MineConfig, texts: MinedTexts, model: OpenedModel, reranker: OpenedModel | None, info: ProcessInfo
+    settings: MineConfig,
+    texts: MinedTexts,
+    model: OpenedModel,
+    reranker: OpenedModel | None,
+    info: ProcessInfo,
+    advance: Advance,
 ) -> MinedCounts:
     """Writes the output. Collective: all ranks must call.
 
@@ -73,6 +80,7 @@ def mine_negatives(
         model: Embedding model.
         reranker: Reranker whose scores replace the cosines; None: cosines.
         info: This process.
+        advance: Callback for the progress of each pass.
 
     Returns:
         Counts of the rows.
@@ -84,36 +92,52 @@ def mine_negatives(
     folder = Path(settings.vectors or f"{settings.output}.mining")
     check_shared_folder(folder)
     identity = model.identity
-    documents, positives = texts.documents[: texts.num_documents], texts.documents[texts.num_documents :]
     sides: dict[str, tuple[list[str], Side]] = {
-        "documents": (documents, "document"),
-        "positives": (positives, "document"),
         "queries": (texts.queries, "query"),
+        "documents": (texts.documents[: texts.num_documents], "document"),
+        "positives": (texts.documents[texts.num_documents :], "document"),
     }
     keys = {name: _hash(identity, *own) for name, (own, _) in sides.items()}
     rules = [f"{each.name}={getattr(settings, each.name)}" for each in fields(Rules)]
     scoring = "" if reranker is None else reranker.identity
     key = _hash(*keys.values(), str(texts.pairs), *rules, scoring, settings.index, str(settings.scores))
     check_agreement({"the texts and settings": key})
-    encoder = ShardEncoder(model.inference, model.trained.tokenizer, info.rank, info.world_size)
-    shards = {
-        name: encoder.encode(_made(folder / f"{name}_{keys[name]}"), name, own, side)
+    paths = {name: folder / f"{name}_{keys[name]}.npy" for name in sides}
+    encode = partial(encode_texts, model.inference, model.trained.tokenizer)
+    vectors = {
+        name: encode(paths[name], own, side, partial(advance, f"encode {name}", total=len(own)))
         for name, (own, side) in sides.items()
     }
-    search: Search = lambda queries, k: nearest(queries, shards["documents"], k, model.inference.device)  # noqa: E731
-    if settings.index == "faiss":
-        path = folder / f"documents_{keys['documents']}" / "documents.faiss"
-        on_first_rank(lambda: build_index(shards["documents"], path))
-        search = partial(search_index, path)
-    rescore = None if reranker is None else rescorer(reranker.inference, reranker.trained.tokenizer, texts)
-    vectors = (shards["queries"], shards["documents"], shards["positives"])
-    miner = Miner(texts, settings, *vectors, search, rescore, settings.scores)
+    progress = RowProgress(partial(advance, "search"), len(texts.pairs), PAIRS_AT_ONCE, info.world_size)
+    index = paths["documents"].with_suffix(".faiss") if settings.index == "faiss" else None
+    if index is not None:
+        on_first_rank(lambda: build_index(vectors["documents"], index))
+    miner = _miner(settings, texts, vectors, index, model.inference.device, reranker, progress)
     rows = _made(folder / f"rows_{key}")
-    paths = [rows / f"{first:012}.jsonl" for first in range(0, len(texts.pairs), PAIRS_AT_ONCE)]
-    write_parts(paths, lambda number: miner.rows(number * PAIRS_AT_ONCE), info.rank, info.world_size)
-    counts = first_rank_value(lambda: join_parts(paths, Path(settings.output), settings.num_negatives))
+    parts = [rows / f"{first:012}.jsonl" for first in range(0, len(texts.pairs), PAIRS_AT_ONCE)]
+    write_parts(parts, lambda number: miner.rows(number * PAIRS_AT_ONCE), info.rank, info.world_size, progress.after)
+    counts = first_rank_value(lambda: join_parts(parts, Path(settings.output), settings.num_negatives))
     on_first_rank(lambda: delete_folder(rows if settings.vectors else folder))
     return counts
+
+
+def _miner(
+    settings: MineConfig,
+    texts: MinedTexts,
+    vectors: Mapping[str, np.ndarray],
+    index: Path | None,
+    device: torch.device,
+    reranker: OpenedModel | None,
+    progress: RowProgress,
+) -> Miner:
+    """Returns the miner of all pairs, with an exact search unless there is a file of an index."""
+    rescore, search = None, partial(nearest, documents=vectors["documents"], device=device, advance=progress.within)
+    if reranker is not None:
+        rescore = rescorer(reranker.inference, reranker.trained.tokenizer, texts, progress.within)
+        # Scoring takes much longer than the search, and is shown instead.
+        search = partial(search, advance=None)
+    found: Search = search if index is None else partial(search_index, index)
+    return Miner(texts, settings, search=found, rescore=rescore, has_scores=settings.scores, **vectors)
 
 
 def _hash(*parts: str) -> str:
@@ -129,13 +153,16 @@ def _made(folder: Path) -> Path:
     return folder
 
 
-def rescorer(inference: Inference, tokenizer: Tokenizer, texts: MinedTexts) -> Rescore:
+def rescorer(
+    inference: Inference, tokenizer: Tokenizer, texts: MinedTexts, within: Callable[[int, int], None]
+) -> Rescore:
     """Returns a function that scores pairs with a reranker.
 
     Args:
         inference: Reranker without a mesh.
         tokenizer: Tokenizer of the reranker.
         texts: Queries and documents.
+        within: Callback for the number of pairs that are scored, and of all.
     """
 
     def rescore(pairs: Sequence[Candidates]) -> list[np.ndarray]:
@@ -147,7 +174,8 @@ def rescorer(inference: Inference, tokenizer: Tokenizer, texts: MinedTexts) -> R
         ]
         assert isinstance(inference.task, RerankingTask)
         source = inference.task.pair_source(scored, tokenizer)
-        scores = np.array([each[0] for each in inference.decode(source)], dtype=np.float64)
+        decoded = inference.decode(source, lambda done: within(done, len(scored)))
+        scores = np.array([each[0] for each in decoded], dtype=np.float64)
         return np.split(scores, np.cumsum(sizes)[:-1])
 
     return rescore

@@ -53,7 +53,41 @@ def check_output(output: Path) -> None:
         ) from error
 
 
-def write_parts(paths: Sequence[Path], rows_of: Callable[[int], list[dict[str, Any]]], rank: int, size: int) -> None:
+@dataclass
+class RowProgress:
+    """Number of rows that all processes have mined. Within a part it is estimated from this process.
+
+    Attributes:
+        advance: Callback for the number of rows and their total.
+        num_rows: Number of all rows.
+        rows_at_once: Number of rows of a part.
+        size: Number of processes, which mine a part each at the same time.
+    """
+
+    advance: Callable[[int, int], None]
+    num_rows: int
+    rows_at_once: int
+    size: int
+    _parts: int = 0
+
+    def after(self, parts: int) -> None:
+        """Reports that the first parts exist."""
+        self._parts = parts
+        self.within(0, 1)
+
+    def within(self, done: int, total: int) -> None:
+        """Reports that this process has done a share of its part."""
+        rows = int((self._parts + done / total * self.size) * self.rows_at_once)
+        self.advance(min(rows, self.num_rows), self.num_rows)
+
+
+def write_parts(
+    paths: Sequence[Path],
+    rows_of: Callable[[int], list[dict[str, Any]]],
+    rank: int,
+    size: int,
+    advance: Callable[[int], None],
+) -> None:
     """Writes the parts that do not exist yet. Collective: all ranks must call.
 
     Args:
@@ -61,6 +95,7 @@ def write_parts(paths: Sequence[Path], rows_of: Callable[[int], list[dict[str, A
         rows_of: Function from the index of a part to its rows.
         rank: Rank of this process.
         size: Number of processes.
+        advance: Callback for the number of parts that exist.
 
     Raises:
         DataError: A part cannot be written.
@@ -77,6 +112,7 @@ def write_parts(paths: Sequence[Path], rows_of: Callable[[int], list[dict[str, A
     for first in range(0, len(paths), size):
         # Ranks wait for each other after each part, because the wait at the end has a limit.
         on_every_rank(partial(write_one, first + rank))
+        advance(min(first + size, len(paths)))
 
 
 def join_parts(paths: Sequence[Path], output: Path, num_negatives: int) -> MinedCounts:

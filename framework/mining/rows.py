@@ -1,13 +1,12 @@
 """Mines the negatives of pairs: searches, rescores and chooses, for a range of pairs at a time."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
 from framework.mining.texts import MinedTexts
-from framework.mining.vectors import TEXTS_PER_SHARD
 from framework.retrieval.negatives import Candidates, Rescore, Rules, choose, in_window, rescored
 from framework.retrieval.search import Nearest
 
@@ -15,8 +14,11 @@ PAIRS_AT_ONCE = 1024
 """Number of pairs that are mined together and written to one file."""
 
 
-Search = Callable[[np.ndarray, int], Nearest]
-"""Function from (queries, hidden) vectors and k to the nearest documents."""
+class Search(Protocol):
+    """Function that finds the nearest documents."""
+
+    def __call__(self, queries: np.ndarray, *, k: int) -> Nearest:
+        """Returns the k nearest documents of each query, given (queries, hidden) vectors."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -26,9 +28,9 @@ class Miner:
     Attributes:
         texts: Queries, documents and pairs.
         rules: Choice of the negatives.
-        queries: Shards of the vectors of the queries.
-        documents: Shards of the vectors of the documents that may be negatives.
-        positives: Shards of the vectors of the other documents, which are positives only.
+        queries: (queries, hidden) fp32 vectors.
+        documents: (documents, hidden) fp32 vectors of the documents that may be negatives.
+        positives: (positives, hidden) fp32 vectors of the other documents, which are positives only.
         search: Search among the documents.
         rescore: Scores of a reranker; None: cosines.
         has_scores: True adds the scores to the rows.
@@ -36,9 +38,9 @@ class Miner:
 
     texts: MinedTexts
     rules: Rules
-    queries: Sequence[np.ndarray]
-    documents: Sequence[np.ndarray]
-    positives: Sequence[np.ndarray]
+    queries: np.ndarray
+    documents: np.ndarray
+    positives: np.ndarray
     search: Search
     rescore: Rescore | None = None
     has_scores: bool = False
@@ -64,10 +66,10 @@ class Miner:
     def _candidates(self, pairs: Sequence[tuple[int, int]]) -> list[Candidates]:
         numbers, positives = (np.array(side, dtype=np.int64) for side in zip(*pairs, strict=True))
         unique, row_of = np.unique(numbers, return_inverse=True)
-        vectors = _rows_of(self.queries, unique)
+        vectors = self.queries[unique]
         # The known answers of a query have no rank.
         num_known = max(len(self.texts.known[query]) for query in unique)
-        found = self.search(vectors, self.rules.range_max + num_known)
+        found = self.search(vectors, k=self.rules.range_max + num_known)
         cosines = np.einsum("ij,ij->i", vectors[row_of].astype(np.float64), self._documents(positives))
         candidates = []
         for row, query, positive, cosine in zip(row_of, numbers.tolist(), positives.tolist(), cosines, strict=True):
@@ -78,14 +80,7 @@ class Miner:
     def _documents(self, indices: np.ndarray) -> np.ndarray:
         """Returns (indices, hidden) fp32 vectors of documents."""
         own = indices < self.texts.num_documents
-        vectors = np.empty((len(indices), self.documents[0].shape[1]), dtype=np.float32)
-        for chosen, shards, first in ((own, self.documents, 0), (~own, self.positives, self.texts.num_documents)):
-            if chosen.any():
-                vectors[chosen] = _rows_of(shards, indices[chosen] - first)
+        vectors = np.empty((len(indices), self.documents.shape[1]), dtype=np.float32)
+        vectors[own] = self.documents[indices[own]]
+        vectors[~own] = self.positives[indices[~own] - self.texts.num_documents]
         return vectors
-
-
-def _rows_of(shards: Sequence[np.ndarray], indices: np.ndarray) -> np.ndarray:
-    """Returns (indices, hidden) fp32 vectors of texts."""
-    rows = [shards[index // TEXTS_PER_SHARD][index % TEXTS_PER_SHARD] for index in indices.tolist()]
-    return np.stack(rows)

@@ -1,8 +1,8 @@
 """Predicts rows of several adapters of one encoder in shared micro-batches; several processes share the rows."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -10,18 +10,56 @@ from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
 
 from framework.batch import PackedBatch
-from framework.data.planning.collate import shape_on
 from framework.data.planning.order import Shuffle
-from framework.data.planning.plan import SequenceSource, StepPlan, StepSequences
+from framework.data.planning.plan import SequenceSource, StepSequences
 from framework.distributed.parallel.precision import Precision
-from framework.distributed.processes.agreement import check_agreement, gather
 from framework.models.encoder import TransformerEncoder
-from framework.modules.inference import ITEMS_AT_ONCE
+from framework.modules.item_loop import ItemLoop
 from framework.nn.lora_bank import TokenRanges
 from framework.tasks.task import Task
 
-Parts = list[tuple[int, PackedBatch]]
-"""Micro-batch of several adapters: the index of each adapter with its own sequences, in the order of the tokens."""
+
+@dataclass(frozen=True, slots=True)
+class JoinedBatch(PackedBatch):
+    """Micro-batch of several adapters, of which the encoder reads all tokens.
+
+    Attributes:
+        parts: Index of each adapter with its own sequences, in the order of the tokens. Their items have the indices of
+            the joined source.
+    """
+
+    parts: Sequence[tuple[int, PackedBatch]] = ()
+
+    @classmethod
+    def of(cls, parts: Sequence[tuple[int, PackedBatch]]) -> "JoinedBatch":
+        """Concatenates the micro-batches of adapters, without their targets."""
+        batches = [batch for _, batch in parts]
+        starts = np.cumsum([0, *(len(batch.input_ids) for batch in batches)])
+        ends = [batch.cu_seqlens[1:] + int(start) for batch, start in zip(batches, starts, strict=False)]
+        return cls(
+            input_ids=torch.cat([batch.input_ids for batch in batches]),
+            position_ids=torch.cat([batch.position_ids for batch in batches]),
+            token_type_ids=torch.cat([batch.token_type_ids for batch in batches]),
+            sequence_ids=torch.cat([batch.sequence_ids for batch in batches]),
+            cu_seqlens=torch.cat([batches[0].cu_seqlens[:1], *ends]),
+            lengths=tuple(length for batch in batches for length in batch.lengths),
+            max_seqlen=max(batch.max_seqlen for batch in batches),
+            num_sequences=sum(batch.num_sequences for batch in batches),
+            num_tokens=sum(batch.num_tokens for batch in batches),
+            targets={},
+            counts={},
+            parts=parts,
+        )
+
+    def item_indices(self) -> list[int]:
+        """Returns the indices of the items of all parts in order."""
+        return [item for _, batch in self.parts for item in batch.item_indices()]
+
+    def to(self, device: torch.device | str, non_blocking: bool = False) -> "JoinedBatch":
+        """Copies the tensors to a device."""
+        # Dataclasses with slots have no super().
+        moved = cast(JoinedBatch, PackedBatch.to(self, device, non_blocking))
+        return replace(moved, parts=[(adapter, batch.to(device, non_blocking)) for adapter, batch in self.parts])
 
 
 class _JoinedSource:
@@ -60,17 +98,15 @@ class _JoinedSource:
             lengths[own] = self.sources[adapter].lengths(epochs[own], self.items[indices[own]])
         return lengths
 
-    def build(self, sequences: StepSequences, step: int, shape: Any = None) -> PackedBatch:
-        return _joined(self.parts(sequences, step, shape))
-
-    def parts(self, sequences: StepSequences, step: int, shape: Any) -> Parts:
-        """Builds the micro-batch of each adapter that has items among the sequences."""
+    def build(self, sequences: StepSequences, step: int, shape: Any = None) -> JoinedBatch:
+        """Builds the micro-batches of the adapters that have items among the sequences; of the first if none has."""
+        found = list(self._by_adapter(sequences.indices)) or [(0, np.zeros(0, dtype=np.int64))]
         parts = []
-        for adapter, own in self._by_adapter(sequences.indices):
+        for adapter, own in found:
             items = self.items[sequences.indices[own]]
-            chosen = StepSequences(sequences.epochs[own], items, items)
+            chosen = StepSequences(sequences.epochs[own], items, sequences.sequence_ids[own])
             parts.append((adapter, self.sources[adapter].build(chosen, step, shape)))
-        return parts
+        return JoinedBatch.of(parts)
 
     def _by_adapter(self, indices: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
         adapters = self.adapters[indices]
@@ -78,7 +114,7 @@ class _JoinedSource:
             yield int(adapter), np.flatnonzero(adapters == adapter)
 
 
-class AdapterInference:
+class AdapterInference(ItemLoop):
     """Prediction of rows with the adapter and the head of each; each process runs its share of the items.
 
     Args:
@@ -105,15 +141,11 @@ class AdapterInference:
         rank: int = 0,
         mesh: DeviceMesh | None = None,
     ) -> None:
+        super().__init__(micro_batch_tokens, precision, device, rank, mesh)
         self.encoder = encoder
         self.ranges = ranges
         self.heads = heads
         self.tasks = tasks
-        self.micro_batch_tokens = micro_batch_tokens
-        self.precision = precision
-        self.device = device
-        self.rank = rank
-        self.mesh = mesh
 
     def predict(self, sources: Sequence[SequenceSource]) -> list[list[dict[str, Any]]]:
         """Returns for each adapter the predictions for the rows of its source from `Task.build_source`, in their order.
@@ -123,58 +155,25 @@ class AdapterInference:
         Raises:
             DistributedError: Processes read different rows.
         """
-        source = _JoinedSource(sources)
-        check_agreement({"the fingerprint of the input": source.fingerprint})
-        decoded: dict[tuple[int, int], Any] = {}
-        num_ranks = self.mesh.size() if self.mesh is not None else 1
-        budget = max(self.micro_batch_tokens, source.max_length)
-        shapes = shape_on(self.device.type)
-        plan = StepPlan(source, 0, ITEMS_AT_ONCE * num_ranks, budget, num_ranks, shuffle=False, shapes=shapes)
-        for step in range(len(plan)):
-            for micro_batch in plan.micro_batches(step, self.rank):
-                # One with no items has no adapters.
-                if len(micro_batch):
-                    parts = source.parts(micro_batch, step, micro_batch.shape)
-                    decoded.update(self._decoded([(adapter, batch.to(self.device)) for adapter, batch in parts]))
-        by_item = {key: result for part in gather(decoded) for key, result in part.items()}
+        decoded = self.decode_items(_JoinedSource(sources), self._decoded)
+        ends = np.cumsum([len(source) for source in sources]).tolist()
         return [
-            task.assemble(own, [by_item[adapter, item] for item in range(len(own))])
-            for adapter, (task, own) in enumerate(zip(self.tasks, sources, strict=True))
+            task.assemble(source, decoded[end - len(source) : end])
+            for task, source, end in zip(self.tasks, sources, ends, strict=True)
         ]
 
-    def _decoded(self, parts: Parts) -> Iterator[tuple[tuple[int, int], Any]]:
-        """Runs one micro-batch, and yields the decoded object of each item by (adapter, item)."""
-        sizes = [len(batch.input_ids) for _, batch in parts]
+    def _decoded(self, batch: PackedBatch) -> list[Any]:
+        """Runs the encoder once, and the head of each adapter on its own tokens."""
+        parts = cast(JoinedBatch, batch).parts
+        sizes = [len(own.input_ids) for _, own in parts]
         self.ranges.adapters, self.ranges.sizes = [adapter for adapter, _ in parts], sizes
-        with torch.inference_mode():
-            with self.precision.autocast(self.device.type):
-                hidden_states: Tensor = self.encoder(_joined(parts))
-                outputs: list[Mapping[str, Tensor]] = [
-                    self.heads[adapter](own, batch)
-                    for (adapter, batch), own in zip(parts, hidden_states.split(sizes), strict=True)
-                ]
-            for (adapter, batch), own_outputs in zip(parts, outputs, strict=True):
-                results = self.tasks[adapter].decode(own_outputs, batch)
-                for item, result in zip(batch.item_indices(), results, strict=True):
-                    yield (adapter, item), result
-
-
-def _joined(parts: Parts) -> PackedBatch:
-    """Concatenates micro-batches for the encoder, which reads no targets."""
-    batches = [batch for _, batch in parts]
-    starts = np.cumsum([0, *(len(batch.input_ids) for batch in batches)])
-    ends = [batch.cu_seqlens[1:] + int(start) for batch, start in zip(batches, starts, strict=False)]
-    return replace(
-        batches[0],
-        input_ids=torch.cat([batch.input_ids for batch in batches]),
-        position_ids=torch.cat([batch.position_ids for batch in batches]),
-        token_type_ids=torch.cat([batch.token_type_ids for batch in batches]),
-        sequence_ids=torch.cat([batch.sequence_ids for batch in batches]),
-        cu_seqlens=torch.cat([batches[0].cu_seqlens[:1], *ends]),
-        lengths=tuple(length for batch in batches for length in batch.lengths),
-        max_seqlen=max(batch.max_seqlen for batch in batches),
-        num_sequences=sum(batch.num_sequences for batch in batches),
-        num_tokens=sum(batch.num_tokens for batch in batches),
-        targets={},
-        counts={},
-    )
+        with self.precision.autocast(self.device.type):
+            hidden_states: Tensor = self.encoder(batch)
+            outputs: list[Mapping[str, Tensor]] = [
+                self.heads[adapter](own, part)
+                for (adapter, part), own in zip(parts, hidden_states.split(sizes), strict=True)
+            ]
+        decoded: list[Any] = []
+        for (adapter, part), own_outputs in zip(parts, outputs, strict=True):
+            decoded += self.tasks[adapter].decode(own_outputs, part)
+        return decoded

@@ -1,6 +1,6 @@
 """Runs a trained model on a split without gradients and dropout; several processes share the split."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -8,21 +8,18 @@ from torch import Tensor
 from torch.distributed.device_mesh import DeviceMesh
 
 from framework.batch import PackedBatch
-from framework.data.planning.collate import shape_on
-from framework.data.planning.plan import SequenceSource, StepPlan
+from framework.data.planning.plan import SequenceSource
 from framework.distributed.parallel.precision import Precision
-from framework.distributed.processes.agreement import check_agreement, gather
+from framework.distributed.processes.agreement import check_agreement
 from framework.modules.evaluation import SplitEvaluation
+from framework.modules.item_loop import ITEMS_AT_ONCE, ItemLoop, ignore
 from framework.modules.passes.contributions import contribution
 from framework.tasks.task import Task, TaskModel
-
-ITEMS_AT_ONCE = 1024
-"""Window of items; items of similar length within a window share micro-batches."""
 
 _Outputs = tuple[PackedBatch, dict[str, Tensor]]
 
 
-class Inference:
+class Inference(ItemLoop):
     """Prediction and evaluation; each process has the full model and runs its share of the items of a split.
 
     Args:
@@ -45,14 +42,9 @@ class Inference:
         rank: int = 0,
         mesh: DeviceMesh | None = None,
     ) -> None:
+        super().__init__(micro_batch_tokens, precision, device, rank, mesh)
         self.model = model
         self.task = task
-        self.micro_batch_tokens = micro_batch_tokens
-        self.precision = precision
-        self.device = device
-        self.rank = rank
-        self.mesh = mesh
-        self.is_alone = False
 
     def with_model(self, model: TaskModel) -> "Inference":
         """Returns the inference of another model of the same task on the same device."""
@@ -74,24 +66,24 @@ class Inference:
         """
         return self.task.assemble(source, self.decode(source))
 
-    def decode(self, source: SequenceSource) -> list[Any]:
+    def decode(self, source: SequenceSource, advance: Callable[[int], None] = ignore) -> list[Any]:
         """Returns the objects of `Task.decode` for the items of a source, in their order.
 
         Collective: all ranks must call.
 
+        Args:
+            source: Items to run.
+            advance: Callback for the number of items that are done.
+
         Raises:
             DistributedError: Processes read different rows.
         """
-        if not self.is_alone:
-            check_agreement({"the fingerprint of the input": source.fingerprint})
-        decoded: dict[int, Any] = {}
-        for step in self._steps(source, ITEMS_AT_ONCE * self.num_ranks):
-            for batch, outputs in step:
-                with torch.inference_mode():
-                    decoded.update(zip(batch.item_indices(), self.task.decode(outputs, batch), strict=True))
-        parts = [decoded] if self.is_alone else gather(decoded)
-        by_item = {item: result for part in parts for item, result in part.items()}
-        return [by_item[item] for item in range(len(source))]
+        return self.decode_items(source, self._decoded, advance)
+
+    def _decoded(self, batch: PackedBatch) -> list[Any]:
+        with self.precision.autocast(self.device.type):
+            outputs = self.model(batch)
+        return self.task.decode(outputs, batch)
 
     def evaluate(
         self, source: SequenceSource, step_size: int | None = None, examines: bool = False
@@ -122,34 +114,12 @@ class Inference:
                 evaluation.end_step()
         return evaluation.compute(), evaluation
 
-    @property
-    def num_ranks(self) -> int:
-        """Number of processes that share the items."""
-        return self.mesh.size() if self.mesh is not None else 1
-
-    def micro_batches(self, source: SequenceSource) -> Iterator[PackedBatch]:
-        """Yields the micro-batches of this process, on its device, for callers that run parts of the model.
-
-        `PackedBatch.item_indices` returns indices of the source, not in ascending order. All processes have the same
-        number of micro-batches; some of them may have no items.
-        """
-        plan = self._plan(source, ITEMS_AT_ONCE * self.num_ranks)
-        for step in range(len(plan)):
-            for built in plan.batches(step, self.rank):
-                yield built.to(self.device)
-
-    def _plan(self, source: SequenceSource, step_size: int) -> StepPlan:
-        budget = max(self.micro_batch_tokens, source.max_length)
-        shapes = shape_on(self.device.type)
-        return StepPlan(source, 0, step_size, budget, self.num_ranks, shuffle=False, shapes=shapes)
-
     def _steps(self, source: SequenceSource, step_size: int) -> Iterator[Iterator[_Outputs]]:
-        """Yields steps of `step_size` items over all processes: this process's `micro_batches` with their outputs."""
+        """Yields steps of `step_size` items over all processes: this process's micro-batches with their outputs."""
         plan = self._plan(source, step_size)
 
         def run(step: int) -> Iterator[_Outputs]:
-            for built in plan.batches(step, self.rank):
-                batch = built.to(self.device)
+            for batch in self._batches(plan, step):
                 with torch.inference_mode(), self.precision.autocast(self.device.type):
                     outputs = self.model(batch)
                 # Outside the block, because a generator's modes would stay enabled in the caller.

@@ -1,13 +1,12 @@
 """Approximate search with faiss (Johnson et al. 2017, arXiv:1702.08734): an inverted file of cells of documents."""
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from framework.errors import ConfigError
-from framework.retrieval.search import Nearest
+from framework.retrieval.search import DOCUMENTS_AT_ONCE, Nearest
 
 _TRAINED_PER_CELL = 64
 _SEARCHED_SHARE = 16
@@ -29,25 +28,25 @@ def import_faiss() -> Any:
     return faiss
 
 
-def build_index(shards: Sequence[np.ndarray], path: Path) -> None:
+def build_index(documents: np.ndarray, path: Path) -> None:
     """Builds an index of the documents and writes it to a file.
 
     The cells are k-means of a sample. There are about 4 sqrt(documents) of them. The index has all vectors in memory.
 
     Args:
-        shards: Vectors of the documents, (documents, hidden) fp32 each, with rows of length 1.
+        documents: (documents, hidden) fp32, with rows of length 1.
         path: File to write.
     """
     faiss = import_faiss()
-    num_documents, width = sum(map(len, shards)), shards[0].shape[1]
+    num_documents, width = documents.shape
     num_cells = max(1, min(int(4 * num_documents**0.5), num_documents // 39))
     stride = max(1, num_documents // (num_cells * _TRAINED_PER_CELL))
-    sample = np.concatenate([np.array(shard[::stride], dtype=np.float32) for shard in shards])
+    sample = np.array(documents[::stride], dtype=np.float32)
     index = faiss.IndexIVFFlat(faiss.IndexFlatIP(width), width, num_cells, faiss.METRIC_INNER_PRODUCT)
     index.cp.seed = _SEED
     index.train(sample)
-    for shard in shards:
-        index.add(np.array(shard, dtype=np.float32))
+    for first in range(0, num_documents, DOCUMENTS_AT_ONCE):
+        index.add(np.array(documents[first : first + DOCUMENTS_AT_ONCE], dtype=np.float32))
     index.nprobe = max(1, num_cells // _SEARCHED_SHARE)
     faiss.write_index(index, str(path))
 

@@ -1,6 +1,6 @@
 """Exact search for the nearest vectors, in blocks: memory does not grow with the number of documents."""
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -37,23 +37,34 @@ def unit(vectors: np.ndarray) -> np.ndarray:
     return (vectors / np.maximum(lengths, 1e-12)).astype(np.float32, copy=False)
 
 
-def nearest(queries: np.ndarray, shards: Sequence[np.ndarray], k: int, device: torch.device | str = "cpu") -> Nearest:
+def nearest(
+    queries: np.ndarray,
+    documents: np.ndarray,
+    k: int,
+    device: torch.device | str = "cpu",
+    advance: Callable[[int, int], None] | None = None,
+) -> Nearest:
     """Finds the k documents with the largest products for each query.
 
-    Each shard is read once, and one block of it is on the device at a time.
+    The documents are read once, and one block of them is on the device at a time.
 
     Args:
         queries: (queries, hidden) fp32.
-        shards: Vectors of the documents, (documents, hidden) fp32 each, for example memory maps of files.
+        documents: (documents, hidden) fp32, for example the memory map of a file.
         k: Number of documents for each query.
         device: Device of the products.
+        advance: Callback for the number of documents that are searched, and of all; None: no callback.
     """
     rows = torch.from_numpy(queries).to(device)
 
     def blocks() -> Iterator[tuple[int, BlockScores]]:
-        for first, documents in _blocks_of(shards):
-            transposed = torch.from_numpy(documents).to(device).T
+        for first in range(0, len(documents), DOCUMENTS_AT_ONCE):
+            # A copy, because torch warns about memory maps that are read-only.
+            block = np.array(documents[first : first + DOCUMENTS_AT_ONCE], dtype=np.float32)
+            transposed = torch.from_numpy(block).to(device).T
             yield first, lambda part: rows[part] @ transposed  # noqa: B023  used before the next block
+            if advance is not None:
+                advance(first + len(block), len(documents))
 
     return search(len(queries), blocks(), k)
 
@@ -84,16 +95,6 @@ class _Best:
 
     scores: Tensor
     indices: Tensor
-
-
-def _blocks_of(shards: Sequence[np.ndarray]) -> Iterator[tuple[int, np.ndarray]]:
-    """Yields the index of the first document of each block, and the block in memory."""
-    before = 0
-    for shard in shards:
-        for first in range(0, len(shard), DOCUMENTS_AT_ONCE):
-            # A copy, because torch warns about memory maps that are read-only.
-            yield before + first, np.array(shard[first : first + DOCUMENTS_AT_ONCE], dtype=np.float32)
-        before += len(shard)
 
 
 def _merged(best: _Best | None, scores: Tensor, first: int, k: int) -> _Best:

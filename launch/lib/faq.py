@@ -43,7 +43,7 @@ class Faq:
 
     def ask(self, question: str) -> list[tuple[str, float]]:
         """Returns the best answers and their scores, best first."""
-        found = nearest(self.embedding.embed([question]), [self.vectors], min(NUM_RERANKED, len(self.answers)))
+        found = nearest(self.embedding.embed([question]), self.vectors, min(NUM_RERANKED, len(self.answers)))
         best = [self.answers[index] for index in found.indices[0]]
         if not self.is_reranked:
             return list(zip(best, found.scores[0].tolist(), strict=True))

@@ -1,6 +1,6 @@
 """Speed and memory of hard-negative mining once the texts are encoded: `python -m tests.benchmarks.mining`.
 
-The vectors are random and of length 1, in shards as `framework.mine` writes them. The time includes the search, the
+The vectors are random and of length 1, in files as `framework.mine` writes them. The time includes the search, the
 choice of the negatives and the rows. The memory is that of the process without pages of mapped files.
 """
 
@@ -14,22 +14,23 @@ import numpy as np
 
 from framework.mining.rows import PAIRS_AT_ONCE, Miner
 from framework.mining.texts import MinedTexts
-from framework.mining.vectors import TEXTS_PER_SHARD
 from framework.random import generator
 from framework.retrieval.approximate import build_index, search_index
 from framework.retrieval.negatives import Rules
 from framework.retrieval.search import Nearest, nearest, unit
 
+TEXTS_AT_ONCE = 8192
 
-def write_shards(folder: Path, name: str, num_texts: int, width: int) -> list[np.ndarray]:
-    """Writes random vectors of length 1, and returns the memory maps of their shards."""
-    shards = []
-    for number, first in enumerate(range(0, num_texts, TEXTS_PER_SHARD)):
-        path = folder / f"{name}_{number:06}.npy"
-        size = min(TEXTS_PER_SHARD, num_texts - first)
-        np.save(path, unit(generator(0, name, number).normal(size=(size, width))))
-        shards.append(np.load(path, mmap_mode="r"))
-    return shards
+
+def write_vectors(folder: Path, name: str, num_texts: int, width: int) -> np.ndarray:
+    """Writes random vectors of length 1, and returns the memory map of their file."""
+    path = folder / f"{name}.npy"
+    vectors = np.lib.format.open_memmap(path, "w+", np.float32, (num_texts, width))
+    for number, first in enumerate(range(0, num_texts, TEXTS_AT_ONCE)):
+        size = min(TEXTS_AT_ONCE, num_texts - first)
+        vectors[first : first + size] = unit(generator(0, name, number).normal(size=(size, width)))
+    vectors.flush()
+    return np.load(path, mmap_mode="r")
 
 
 def own_mib() -> int:
@@ -49,8 +50,8 @@ def measure(num_queries: int, num_documents: int, width: int, index: str) -> dic
     )
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        queries = write_shards(folder, "queries", num_queries, width)
-        documents = write_shards(folder, "documents", num_documents, width)
+        queries = write_vectors(folder, "queries", num_queries, width)
+        documents = write_vectors(folder, "documents", num_documents, width)
         memory = [own_mib()]
         started = time.perf_counter()
         built = 0.0
@@ -64,7 +65,7 @@ def measure(num_queries: int, num_documents: int, width: int, index: str) -> dic
             memory.append(own_mib())
             return found
 
-        miner = Miner(texts, Rules(relative_margin=None), queries, documents, [], search)
+        miner = Miner(texts, Rules(relative_margin=None), queries, documents, documents[:0], search)
         rows = [row for first in range(0, num_queries, PAIRS_AT_ONCE) for row in miner.rows(first)]
         seconds = time.perf_counter() - started
     assert len(rows) == num_queries and all(len(row["negatives"]) == 5 for row in rows)

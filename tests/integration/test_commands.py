@@ -176,7 +176,7 @@ def test_prepare_tells_its_passes_its_counts_and_its_card(here, call):
     arguments = ["corpus=text", *files, "vocabulary.vocab_size=80", "store=made", "num_workers=1"]
     outcome = call("prepare", *arguments)
     assert outcome.code == 0, outcome.err
-    assert outcome.err == "vocabulary: reading 0.0 MB\ntokens: reading 0.0 MB\n"
+    assert outcome.err == "vocabulary: 0.0 MB of text\ntokens: 0.0 MB of text\n"
     assert re.search(r"documents +│ +32 │", outcome.out) and "near duplicates" in outcome.out
     assert "its card: made/card.png\n" in outcome.out and (here / "made" / "card.png").is_file()
     again = call("prepare", *arguments)

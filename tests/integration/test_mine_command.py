@@ -14,9 +14,10 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
+from framework.config import vector_files
 from framework.data.examples.splits import same_text
 from framework.data.tokenization.tokenizer import Tokenizer
-from framework.mining import rows, vectors
+from framework.mining import rows
 from framework.modules.inference import Inference
 from framework.tasks.embedding.data import TextPairData
 from framework.tasks.embedding.task import EmbeddingTask
@@ -97,8 +98,8 @@ def reranker_folder(run_folder, tmp_path_factory):
 
 
 def small_parts() -> None:
-    """Makes shards of 5 texts and parts of 2 pairs."""
-    vectors.TEXTS_PER_SHARD = rows.TEXTS_PER_SHARD = 5
+    """Makes blocks of 5 texts and parts of 2 pairs."""
+    vector_files.BLOCK_ROWS = 5
     rows.PAIRS_AT_ONCE = 2
     from framework.mining import mining
 
@@ -110,8 +111,7 @@ def in_small_parts(monkeypatch):
     from framework.mining import mining
 
     for module, name, value in (
-        (vectors, "TEXTS_PER_SHARD", 5),
-        (rows, "TEXTS_PER_SHARD", 5),
+        (vector_files, "BLOCK_ROWS", 5),
         (rows, "PAIRS_AT_ONCE", 2),
         (mining, "PAIRS_AT_ONCE", 2),
     ):
@@ -125,9 +125,10 @@ def read(path) -> list[dict]:
 def test_rows_equal_a_brute_force_search(run_folder, monkeypatch, capfd):
     monkeypatch.chdir(run_folder)
     assert run_command(monkeypatch, "mine", *MINE, "output=mined.jsonl", "range_min=1", "range_max=6") == 0
-    assert (
-        "7 rows, 4.00 negatives each, from 28 documents, 1 repeated documents searched once" in capfd.readouterr().out
-    )
+    printed = capfd.readouterr()
+    assert "7 rows, 4.00 negatives each, from 28 documents, 1 repeated documents searched once" in printed.out
+    passes = ["encode queries: 5 rows", "encode documents: 28 rows", "encode positives: 1 rows"]
+    assert printed.err.splitlines() == [*passes, "search: 7 rows"]
     assert not (run_folder / "mined.jsonl.mining").exists()
     model = load("mine", precision="fp32")
     embedded = dict(zip(DOCUMENTS, model.embed(DOCUMENTS), strict=True))
@@ -162,7 +163,7 @@ def test_any_number_of_processes_writes_the_same(run_folder, monkeypatch, tmp_pa
     assert contents[0].count(b"\n") == len(PAIRS)
 
 
-def test_an_interrupted_command_goes_on_with_its_shards(run_folder, monkeypatch, tmp_path):
+def test_an_interrupted_command_continues(run_folder, monkeypatch, tmp_path):
     monkeypatch.chdir(run_folder)
     given = [*MINE, f"vectors={tmp_path / 'vectors'}"]
     assert run_command(monkeypatch, "mine", *MINE, f"output={tmp_path / 'whole.jsonl'}") == 0
@@ -170,11 +171,11 @@ def test_an_interrupted_command_goes_on_with_its_shards(run_folder, monkeypatch,
     decode = Inference.decode
 
     def until(number: int):
-        def decode_some(inference, source):
+        def decode_some(inference, source, *given):
             if len(encoded) == number:
                 raise SystemExit(9)
             encoded.append(len(source))
-            return decode(inference, source)
+            return decode(inference, source, *given)
 
         return decode_some
 
@@ -184,8 +185,8 @@ def test_an_interrupted_command_goes_on_with_its_shards(run_folder, monkeypatch,
     encoded.clear()
     monkeypatch.setattr(Inference, "decode", until(99))
     assert run_command(monkeypatch, "mine", *given, f"output={tmp_path / 'mined.jsonl'}") == 0
-    # 28 documents, 1 further positive and 5 queries: 6, 1 and 1 shards, of which 3 existed.
-    assert encoded == [5, 5, 3, 1, 5]
+    # 5 queries, 28 documents and 1 further positive: 1, 6 and 1 blocks, of which 3 existed.
+    assert encoded == [5, 5, 5, 3, 1]
     assert (tmp_path / "mined.jsonl").read_bytes() == (tmp_path / "whole.jsonl").read_bytes()
     # The same texts are not encoded again, for other rules.
     encoded.clear()

@@ -8,7 +8,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from framework.config import vector_files, vector_prediction
+from framework.config import vector_files
 from framework.errors import DataError
 from tests.support.commands.in_process import run_command
 from tests.support.tasks.commands import prepare
@@ -37,8 +37,7 @@ PREDICT = ("run=one", "precision=fp32", "on_bad_row=skip")
 @pytest.fixture
 def expected(embedder, monkeypatch) -> np.ndarray:
     monkeypatch.chdir(embedder)
-    for module in (vector_files, vector_prediction):
-        monkeypatch.setattr(module, "BLOCK_ROWS", BLOCK_ROWS)
+    monkeypatch.setattr(vector_files, "BLOCK_ROWS", BLOCK_ROWS)
     rows = [json.loads(line) for line in (embedder / "rows.jsonl").read_text().splitlines()]
     return np.array([row["embedding"] for row in rows], dtype=np.float32)
 

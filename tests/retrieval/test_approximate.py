@@ -12,10 +12,9 @@ def test_most_neighbours_are_those_of_exact_search(tmp_path):
     generator = np.random.default_rng(0)
     centers = generator.normal(size=(40, 16))
     documents = unit(centers[generator.integers(0, 40, 4000)] + 0.3 * generator.normal(size=(4000, 16)))
-    shards = [documents[:1500], documents[1500:]]
     queries = unit(centers + 0.3 * generator.normal(size=(40, 16)))
-    build_index(shards, tmp_path / "index.faiss")
-    found, exact = search_index(tmp_path / "index.faiss", queries, 10), nearest(queries, shards, 10)
+    build_index(documents, tmp_path / "index.faiss")
+    found, exact = search_index(tmp_path / "index.faiss", queries, 10), nearest(queries, documents, 10)
     shared = [len(set(one) & set(other)) for one, other in zip(found.indices, exact.indices, strict=True)]
     assert np.mean(shared) > 9
     assert (np.diff(found.scores, axis=1) <= 0).all()

@@ -17,7 +17,9 @@ def test_search_in_blocks_equals_a_full_sort(monkeypatch, k, documents_at_once):
     queries = generator.integers(-2, 3, (8, 4)).astype(np.float32)
     scores = queries @ documents.T
     order = np.argsort(-scores, axis=1, kind="stable")[:, :k]
-    found = nearest(queries, [documents[:20], documents[20:21], documents[21:]], k)
+    seen = []
+    found = nearest(queries, documents, k, advance=lambda done, total: seen.append((done, total)))
+    assert seen == [(min(done, 50), 50) for done in range(documents_at_once, 50 + documents_at_once, documents_at_once)]
     num = min(k, 50)
     np.testing.assert_array_equal(found.indices[:, :num], order)
     np.testing.assert_array_equal(found.scores[:, :num], np.take_along_axis(scores, order, axis=1))

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from framework.data.planning.plan import SequenceSource
 from framework.data.tokenization.tokenizer import Tokenizer
-from framework.errors import ConfigError, check_choice
+from framework.errors import ConfigError, check_above_zero, check_choice
 from framework.tasks.embedding.data import TextPairData
 from framework.tasks.embedding.losses import ANCHOR, anchors_and_candidates, candidate_lists, contrast, term_weights
 from framework.tasks.embedding.scores import Scorer
@@ -48,6 +48,7 @@ class SearchTask(EmbeddingTask):
         side: Literal["query", "document"],
     ) -> None:
         check_choice("task.objective", objective, ("contrastive", *TAUGHT))
+        check_above_zero("task.temperature", temperature, 1.0)
         super().__init__(
             objective, max_length, temperature=temperature, symmetric=symmetric, candidates=candidates, side=side
         )

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from framework.batch import DUMMY_SEQUENCE_ID, PackedBatch
 from framework.data.flat_source import FlatSource
 from framework.data.layout import SHORTEST, check_max_length
-from framework.errors import check_above_zero, check_at_least
+from framework.errors import check_at_least
 from framework.models.config import EncoderConfig
 from framework.models.encoder import TransformerEncoder
 from framework.nn.max_sim import max_sim
@@ -67,7 +67,6 @@ class LateInteractionTask(SearchTask):
         check_at_least("task.width", width, 1)
         check_max_length("task.query_length", query_length, SHORTEST)
         check_max_length("task.document_length", document_length, SHORTEST)
-        check_above_zero("task.temperature", temperature, 1.0)
         super().__init__(objective, max(query_length, document_length), temperature, symmetric, candidates, side)
         self.width = width
         self.sides = SidedLayout(

@@ -11,10 +11,9 @@ from torch import Tensor, nn
 
 from framework.batch import PackedBatch
 from framework.data.flat_source import FlatSource
-from framework.data.layout import SHORTEST, check_max_length
 from framework.data.reading.rows import Row
 from framework.data.tokenization.tokenizer import Tokenizer
-from framework.errors import check_above_zero, check_at_least
+from framework.errors import check_at_least
 from framework.models.config import EncoderConfig
 from framework.models.encoder import TransformerEncoder
 from framework.tasks.embedding.features import DrawnPairs
@@ -87,8 +86,6 @@ class SparseEmbeddingTask(SearchTask):
         candidates: Literal["split", "train"] = "split",
         side: Literal["query", "document"] = "query",
     ) -> None:
-        check_max_length("task.max_length", max_length, SHORTEST)
-        check_above_zero("task.temperature", temperature, 1.0)
         check_at_least("task.query_flops", query_flops, 0)
         check_at_least("task.document_flops", document_flops, 0)
         check_at_least("task.flops_warmup_steps", flops_warmup_steps, 0)

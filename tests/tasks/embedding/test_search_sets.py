@@ -94,7 +94,7 @@ def test_metrics_equal_trec_eval():
         documents[[*own]] += 0.5 * queries[row]
     vectors = vectors_of(queries.tolist(), documents.tolist())
     values = query_scores(vectors, searched("a", grades, num_documents), COSINE)
-    found = nearest(unit(queries.astype(np.float32)), [unit(documents.astype(np.float32))], num_documents)
+    found = nearest(unit(queries.astype(np.float32)), unit(documents.astype(np.float32)), num_documents)
     run = {
         f"q{row}": {f"d{document}": float(score) for document, score in zip(indices[:100], scores, strict=False)}
         for row, (indices, scores) in enumerate(zip(found.indices, found.scores, strict=True))
