@@ -28,7 +28,7 @@ from framework.config.trained import (
     open_trained,
 )
 from framework.distributed.processes.environment import ProcessInfo, process_info
-from framework.errors import ConfigError
+from framework.errors import ConfigError, counted
 from framework.mining.mining import OpenedModel, mine_negatives
 from framework.mining.parts import MinedCounts, check_output
 from framework.mining.texts import MinedTexts, read_texts
@@ -96,8 +96,8 @@ def check_models(settings: MineConfig, trained: Trained, reranker: Trained | Non
 
 def describe_rows(settings: MineConfig, texts: MinedTexts, counts: MinedCounts) -> str:
     """Describes the output in one or two lines."""
-    skipped = f", {texts.num_skipped:,} bad rows skipped" if texts.num_skipped else ""
-    repeats = f", {texts.num_repeats:,} repeated documents searched once" if texts.num_repeats else ""
+    skipped = f", {counted(texts.num_skipped, 'bad row')} skipped" if texts.num_skipped else ""
+    repeats = f", {counted(texts.num_repeats, 'repeated document')} searched once" if texts.num_repeats else ""
     line = (
         f"{settings.output}: {counts.rows:,} rows, {counts.negatives / counts.rows:.2f} negatives each, from "
         f"{texts.num_documents:,} documents{skipped}{repeats}\n"

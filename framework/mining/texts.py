@@ -52,7 +52,9 @@ def read_texts(settings: MineConfig) -> MinedTexts:
     for text in documents:
         _add(text, texts.documents, index_of)
     texts.num_documents = len(texts.documents)
-    texts.num_repeats = len(documents) - len(texts.documents) if settings.documents is not None else 0
+    # Positives that serve as documents often repeat.
+    has_own_documents = settings.documents is not None or is_beir(Path(settings.queries))
+    texts.num_repeats = len(documents) - len(texts.documents) if has_own_documents else 0
     if texts.num_documents < 2:
         raise DataError(
             f"{settings.documents or settings.queries} has {texts.num_documents} different documents. Mining needs at "

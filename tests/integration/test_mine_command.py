@@ -126,7 +126,7 @@ def test_rows_equal_a_brute_force_search(run_folder, monkeypatch, capfd):
     monkeypatch.chdir(run_folder)
     assert run_command(monkeypatch, "mine", *MINE, "output=mined.jsonl", "range_min=1", "range_max=6") == 0
     printed = capfd.readouterr()
-    assert "7 rows, 4.00 negatives each, from 28 documents, 1 repeated documents searched once" in printed.out
+    assert "7 rows, 4.00 negatives each, from 28 documents, 1 repeated document searched once" in printed.out
     passes = ["encode queries: 5 rows", "encode documents: 28 rows", "encode positives: 1 rows"]
     assert printed.err.splitlines() == [*passes, "search: 7 rows"]
     assert not (run_folder / "mined.jsonl.mining").exists()

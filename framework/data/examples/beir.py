@@ -21,6 +21,8 @@ from framework.errors import DataError
 CORPUS_FILE, QUERIES_FILE, QRELS_FOLDER = "corpus.jsonl", "queries.jsonl", "qrels"
 _QRELS_STEMS = {"train": "train", "validation": "dev", "test": "test"}
 _COLUMNS = ("query-id", "corpus-id", "score")
+_DOCUMENTS_ALIKE = "A search cannot tell them apart, and only those in the judgments count as relevant."
+_QUERIES_ALIKE = "A search finds the same documents for them, and each is judged by its own documents."
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,13 +108,17 @@ def read_beir(path: Path, split: str, reading: Reading, mask: Callable[[str], st
     judged = {judgment.query: "" for judgment in judgments}
     order = {query: index for index, query in enumerate(judged)}
     texts = list(queries.items())
+    used = dict(texts[query] for query in judged)
     return BeirSet(
         name=folder.resolve().name,
         qrels=qrels,
-        queries=dict(texts[query] for query in judged),
+        queries=used,
         documents=documents,
         judgments=[Judgment(each.location, order[each.query], each.document, each.grade) for each in judgments],
-        warnings=_repeats(folder / CORPUS_FILE, documents),
+        warnings=[
+            *_repeats(folder / CORPUS_FILE, "documents", documents, _DOCUMENTS_ALIKE),
+            *_repeats(folder / QUERIES_FILE, "queries", used, _QUERIES_ALIKE),
+        ],
     )
 
 
@@ -212,15 +218,13 @@ def _grade(cell: str) -> int:
         raise ValueError("must be a whole number") from error
 
 
-def _repeats(path: Path, documents: Mapping[str, str]) -> list[str]:
-    """Returns a warning about documents with equal texts; empty if there are none."""
+def _repeats(path: Path, kind: str, texts: Mapping[str, str], consequence: str) -> list[str]:
+    """Returns a warning about equal texts under different ids; empty if there are none."""
     first: dict[str, str] = {}
-    repeats = [
-        (other, key) for key, text in documents.items() if (other := first.setdefault(same_text(text), key)) != key
-    ]
+    repeats = [(other, key) for key, text in texts.items() if (other := first.setdefault(same_text(text), key)) != key]
     if not repeats:
         return []
     return [
-        f"{len(repeats):,} documents of {path} have the text of another one, for example {repeats[0][0]!r} and "
-        f"{repeats[0][1]!r}. A search cannot tell them apart, and only those in the judgments count as relevant."
+        f"{path}: equal texts have different ids ({len(repeats):,} of {len(texts):,} {kind}, for example "
+        f"{repeats[0][0]!r} and {repeats[0][1]!r}). {consequence}"
     ]

@@ -30,7 +30,13 @@ def test_texts_and_judgments_are_read(tmp_path):
     }
     assert list(read.queries) == ["q2", "q1"]
     assert read.grades() == [{1: 2, 3: 1}, {0: 1}]
-    assert "1 documents" in read.warnings[0] and "'d2' and 'd3'" in read.warnings[0]
+    (warning,) = read.warnings
+    assert "corpus.jsonl: equal texts have different ids (1 of 4 documents, for example 'd2' and 'd3')" in warning
+    twice = write_beir(tmp_path / "twice", DOCUMENTS, QUERIES | {"q1": "which  river"}, {"test": TEST})
+    assert (
+        "queries.jsonl: equal texts have different ids (1 of 2 queries, for example 'q2' and 'q1')"
+        in (read_beir(twice, "test", Reading()).warnings[1])
+    )
     assert list(read_beir(folder / "qrels" / "train.tsv", "test", Reading()).queries) == ["q3"]
     with pytest.raises(DataError, match=r"dev\.tsv does not exist.*has test\.tsv, train\.tsv"):
         read_beir(folder, "validation", Reading())
