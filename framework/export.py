@@ -14,7 +14,7 @@ from framework.config.command import command, resolve_config
 from framework.config.command_schema import ExportConfig
 from framework.config.dry_check import print_check
 from framework.config.export_comparison import compare_with_transformers
-from framework.config.exporting import EXPORT_FOLDER, onnx_rows, write_export
+from framework.config.exporting import EXPORT_FOLDER, exported_record, onnx_rows, write_export
 from framework.config.nodes import check_arguments
 from framework.config.outputs import write_to_stdout
 from framework.config.trained import describe_trained, open_trained
@@ -63,7 +63,8 @@ def export(composed: DictConfig) -> Path:
     if settings.lora == "separate":
         adapter = find_adapter(settings.run, Path(settings.runs), settings.weights, settings.average_last)
         head_kind = trained.task.head_kind
-        export_adapter(folder, trained.weights.config, adapter, head_kind, trained.tokenizer, trained.record)
+        record = exported_record(trained)
+        export_adapter(folder, trained.weights.config, adapter, head_kind, trained.tokenizer, record)
     else:
         write_export(folder, trained.folder, settings, trained)
     if isinstance(settings.onnx, str):

@@ -1,7 +1,7 @@
 """Predicts rows of many customers, each with its own adapter and head, on one shared encoder.
 
-A file names the run of each adapter. The column `adapter_column` names the adapter of each row. Only adapters that rows
-name are read.
+A file names the run of each adapter, or a folder of peft. The column `adapter_column` names the adapter of each row.
+Only adapters that rows name are read.
 """
 
 from collections import Counter
@@ -20,20 +20,23 @@ from framework.config.command_schema import PredictConfig
 from framework.config.input_rows import InputRow, no_row_error, stream_input_rows
 from framework.config.prediction_files import cell_text
 from framework.config.task_parts import build_model
-from framework.config.trained import Trained, check_head_is_complete, inference_mesh, with_task
+from framework.config.trained import Trained, check_head_is_complete, check_tokenizer, inference_mesh, with_task
 from framework.config.weights import find_adapter_weights, find_run, find_weights, starting_values
 from framework.data.reading.files import Reading
 from framework.data.reading.rows import read_rows
+from framework.data.tokenization.tokenizer import Tokenizer
 from framework.distributed.device import device_type
 from framework.distributed.parallel.materialization import materialize
 from framework.distributed.parallel.precision import resolve_precision
 from framework.distributed.processes.environment import process_info
 from framework.errors import CheckpointError, ConfigError, DataError
 from framework.exports.adapters import TrainedAdapter
+from framework.exports.peft_folder import is_peft_folder, read_peft_folder
 from framework.modules.adapter_inference import AdapterInference
 from framework.nn.lora_bank import TokenRanges, apply_bank
 from framework.published.pretrained import PretrainedWeights
 from framework.published.rules import part_of
+from framework.tasks.sequence_classification.task import SequenceClassificationTask
 
 _SHOWN_NAMES = 20
 
@@ -128,10 +131,10 @@ def _read_names(settings: PredictConfig) -> dict[str, str]:
         )
     runs = {str(name): str(run) for name, run in content.items()}
     for name, run in runs.items():
-        if find_run(run, Path(settings.runs)) is None:
+        if find_run(run, Path(settings.runs)) is None and not is_peft_folder(run):
             raise ConfigError(
-                f"{file}: the adapter {name} is {run}, which is not a run. Only the run that was trained with "
-                "adapter=lora has separate updates that Cloze reads. Give its folder or id."
+                f"{file}: the adapter {name} is {run}, which is neither a run nor a folder of peft. Updates are read "
+                "from a run that was trained with adapter=lora, or from a folder with adapter_config.json. Correct it."
             )
     return runs
 
@@ -168,12 +171,40 @@ def _shown(runs: Mapping[str, str]) -> str:
 
 def _open_adapter(name: str, run: str, settings: PredictConfig, base: PretrainedWeights) -> _Adapter:
     own = replace(settings, run=run)
+    found = find_run(run, Path(settings.runs))
+    if found is None:
+        updates, weights = read_peft_folder(Path(run), base)
+        is_recorded = "config" in weights.task_record
+        trained = with_task(weights, None, own, settings.task) if is_recorded else _open_classifier(weights)
+        return _Adapter(name, trained, updates)
     updates, weights = find_adapter_weights(run, Path(settings.runs), settings.weights, settings.average_last)
     _check_base(name, run, updates, weights, base)
-    found = find_run(run, Path(settings.runs))
-    trained = with_task(weights, None if found is None else found[0], own, settings.task)
+    trained = with_task(weights, found[0], own, settings.task)
     # All adapters share the tensors of the base.
     return _Adapter(name, replace(trained, weights=replace(weights, encoder=base.encoder)), updates)
+
+
+def _open_classifier(weights: PretrainedWeights) -> Trained:
+    """Returns published weights with the task of their head, a classification of sequences.
+
+    Raises:
+        CheckpointError: They have another head, or no tokenizer.
+    """
+    if weights.head_kind != SequenceClassificationTask.head_kind or weights.tokenizer_dir is None:
+        raise CheckpointError(
+            f"{weights.source} does not record its task. Without a record, only classifications of sequences with a "
+            "tokenizer are predicted. Give a run, or a folder that framework.export wrote."
+        )
+    record = weights.task_record
+    task = SequenceClassificationTask(
+        max_length=weights.config.max_sequence_length,
+        pooling=record.get("pooling", "cls"),
+        problem=str(record["problem"]),
+    )
+    task.restore(record)
+    tokenizer = Tokenizer.from_folder(weights.tokenizer_dir)
+    check_tokenizer(tokenizer, weights, None)
+    return Trained(weights, tokenizer, task, record, None, None, None, None)
 
 
 def _check_base(

@@ -1,6 +1,7 @@
 """Writes a trained model to a folder that transformers loads, for the export command and for runs that log exports."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -30,19 +31,24 @@ def write_export(folder: Path, run_folder: Path, settings: ExportConfig, trained
     """
     state = {f"encoder.{name}": tensor for name, tensor in trained.weights.encoder.items()}
     state.update({f"head.{name}": tensor for name, tensor in trained.weights.heads.items()})
-    record = {**trained.record, SEPARATORS_KEY: trained.tokenizer.pair_separators}
-    if trained.data_record is not None:
-        record[DATA_KEY] = portable_data(trained.data_record.node)
     export_huggingface(
         folder,
         trained.weights.config,
         state,
         trained.task.head_kind,
         trained.tokenizer.folder,
-        record,
+        exported_record(trained),
         run_facts(trained, run_folder, settings),
         trained.task.extra_files(),
     )
+
+
+def exported_record(trained: Trained) -> dict[str, Any]:
+    """Returns the record of the task, with the pair separators and the format of the data, without paths."""
+    record = {**trained.record, SEPARATORS_KEY: trained.tokenizer.pair_separators}
+    if trained.data_record is not None:
+        record[DATA_KEY] = portable_data(trained.data_record.node)
+    return record
 
 
 def onnx_rows(trained: Trained, settings: ExportConfig) -> list[TokenRow]:

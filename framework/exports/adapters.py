@@ -16,14 +16,17 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from framework.checkpoint.layout import write_json
-from framework.data.tokenization.tokenizer import Tokenizer
+from framework.data.tokenization.tokenizer import TOKENIZER_KEY, Tokenizer
 from framework.errors import CheckpointError
 from framework.exports.new_folder import new_folder
 from framework.exports.tokenizer import tokenizer_files
-from framework.files import TOKENIZER_FILES
+from framework.files import TOKENIZER_FILES, new_digest
 from framework.models.config import EncoderConfig
-from framework.nn.lora import LoraSettings, factors, in_place_of, updates_of
+from framework.nn.lora import LoraSettings, factors, in_place_of, is_update, updates_of
+from framework.published.export_record import FORMAT
 from framework.published.families import FAMILIES
+from framework.published.family import PublishedClass
+from framework.published.files import EXPORT_RECORD_FILE
 from framework.published.rules import Rule, part_of, to_theirs
 
 ADAPTER_CONFIG_FILE = "adapter_config.json"
@@ -69,7 +72,7 @@ def export_adapter(
         adapter: Trained adapter to write.
         head_kind: `Task.head_kind`.
         tokenizer: Tokenizer of the model, whose files are written too.
-        task_record: Record of the task; only `pooling`, and `max_length` for the tokenizer, are used.
+        task_record: Record of the task, which the folder keeps for Cloze.
 
     Raises:
         CheckpointError: peft cannot represent the trained parameters, or the folder holds something else.
@@ -77,22 +80,7 @@ def export_adapter(
     check_adapter_target(folder)
     family = FAMILIES[config.family]
     encoder, heads = (part_of(adapter.state, prefix) for prefix in ("encoder.", "head."))
-    if any(name.startswith(_DECODER) for name in heads):
-        raise CheckpointError(
-            f"The head's decoder shares the word embeddings. peft cannot represent that. Use {_MERGE}."
-        )
-    pooling = str(task_record.get("pooling", "cls"))
-    published_class = family.export_class(config, head_kind, heads.keys(), pooling)
-    head_rules = (*published_class.base_rules, *published_class.head_rules)
-    unsupported = sorted(heads.keys() - {name for rule in head_rules for name in rule.ours})
-    if unsupported and pooling == "mean":
-        raise CheckpointError(
-            "task.pooling is mean, but the classes that peft loads pool by the first token. peft cannot represent the "
-            f"head. Train with task.pooling=cls, or use {_MERGE}."
-        )
-    if unsupported:
-        raise CheckpointError(f"No class of transformers supports head.{unsupported[0]}. Use {_MERGE}.")
-
+    published_class = _class_of_head(config, heads, head_kind, str(task_record.get("pooling", "cls")))
     rules, prefix, num_heads = family.encoder_rules(config), family.prefix, config.num_heads
     updates = {prefix + name: pair for name, pair in _published_updates(rules, encoder, num_heads).items()}
     in_base = _with_prefix(prefix, to_theirs(published_class.base_rules, heads, num_heads))
@@ -112,7 +100,42 @@ def export_adapter(
         tensors |= _with_prefix(f"{_PREFIX}{name}.", {"lora_A.weight": a, "lora_B.weight": b})
     ranks = {name: a.shape[0] for name, (a, _) in updates.items()}
     peft_config = _peft_config(adapter, ranks, sorted(modules)) | {"task_type": _TASK_TYPES.get(head_kind)}
-    _write(folder, peft_config, tensors, tokenizer, tokenizer_files(config, head_kind, task_record, tokenizer))
+    record = {
+        "format": FORMAT,
+        "head": head_kind,
+        "task": {**task_record, TOKENIZER_KEY: tokenizer.fingerprint},
+        "base": base_fingerprint(encoder),
+    }
+    texts = tokenizer_files(config, head_kind, task_record, tokenizer)
+    _write(folder, {ADAPTER_CONFIG_FILE: peft_config, EXPORT_RECORD_FILE: record}, tensors, tokenizer, texts)
+
+
+def _class_of_head(config: EncoderConfig, heads: Mapping[str, Tensor], head_kind: str, pooling: str) -> PublishedClass:
+    """Returns the class of transformers whose head peft saves."""
+    if any(name.startswith(_DECODER) for name in heads):
+        raise CheckpointError(
+            f"The head's decoder shares the word embeddings. peft cannot represent that. Use {_MERGE}."
+        )
+    published_class = FAMILIES[config.family].export_class(config, head_kind, heads.keys(), pooling)
+    head_rules = (*published_class.base_rules, *published_class.head_rules)
+    unsupported = sorted(heads.keys() - {name for rule in head_rules for name in rule.ours})
+    if unsupported and pooling == "mean":
+        raise CheckpointError(
+            "task.pooling is mean, but the classes that peft loads pool by the first token. peft cannot represent the "
+            f"head. Train with task.pooling=cls, or use {_MERGE}."
+        )
+    if unsupported:
+        raise CheckpointError(f"No class of transformers supports head.{unsupported[0]}. Use {_MERGE}.")
+    return published_class
+
+
+def base_fingerprint(encoder: Mapping[str, Tensor]) -> str:
+    """Returns the checksum of the frozen weights of an encoder, without its updates."""
+    digest = new_digest()
+    for name in sorted(encoder):
+        if not is_update(name):
+            digest.update(name.encode() + encoder[name].float().contiguous().numpy().tobytes())
+    return digest.hexdigest()
 
 
 def check_adapter_target(folder: Path) -> None:
@@ -201,13 +224,14 @@ def _peft_config(adapter: TrainedAdapter, ranks: Mapping[str, int], modules: lis
 
 def _write(
     folder: Path,
-    config: Mapping[str, Any],
+    records: Mapping[str, Mapping[str, Any]],
     tensors: dict[str, Tensor],
     tokenizer: Tokenizer,
     texts: Mapping[str, str],
 ) -> None:
     with new_folder(folder, TOKENIZER_FILES) as temporary:
-        write_json(temporary / ADAPTER_CONFIG_FILE, dict(config))
+        for name, record in records.items():
+            write_json(temporary / name, dict(record))
         save_file(tensors, temporary / ADAPTER_WEIGHTS_FILE, metadata={"format": "pt"})
         tokenizer.save(temporary)
         for name, text in texts.items():

@@ -126,6 +126,13 @@ def fuse_parts(parts: Sequence[Tensor], num_heads: int) -> Tensor:
     return torch.stack([part.unflatten(-1, (num_heads, -1)) for part in parts], dim=-2).flatten(-3)
 
 
+def split_parts(rows: Tensor, num_parts: int, num_heads: int) -> list[Tensor]:
+    """Splits the rows of a fused layer, (out, columns), into those of its parts: the inverse of `fuse_parts`."""
+    if num_parts == 1:
+        return [rows]
+    return [part.flatten(0, 1) for part in rows.unflatten(0, (num_heads, num_parts, -1)).unbind(dim=1)]
+
+
 def apply_lora(layers: Iterable[nn.Module], num_heads: int, settings: LoraSettings) -> None:
     """Adds updates to the linear layers in place. Call it before anything else is applied to the layers.
 

@@ -75,6 +75,24 @@ def test_one_pass_equals_a_pass_for_each_adapter(predict):
         assert a["probabilities"] == pytest.approx(b["probabilities"], abs=1e-6)
 
 
+def test_folders_of_peft_are_adapters(predict, customers, monkeypatch):
+    """Exported adapters give the predictions of their runs, with their labels."""
+    expected = rows_of(predict(*MANY)[1])
+    for name in ("acme", "bolt"):
+        assert run_command(monkeypatch, "export", f"run={name}", "lora=separate", f"output=peft_{name}") == 0
+    (customers / "peft.yaml").write_text("acme: peft_acme\nbolt: peft_bolt\n")
+    code, out, err = predict(*MANY, "adapters=peft.yaml")
+    assert code == 0, err
+    printed = "\n".join(line for line in out.splitlines() if line.startswith("{"))
+    for ours, theirs in zip(rows_of(printed), expected, strict=True):
+        assert ours["label"] == theirs["label"]
+        assert ours["probabilities"] == pytest.approx(theirs["probabilities"], abs=1e-6)
+    assert run_command(monkeypatch, "export", "run=elsewhere", "lora=separate", "output=peft_elsewhere") == 0
+    (customers / "peft.yaml").write_text("acme: peft_elsewhere\nbolt: bolt\n")
+    code, _, err = predict(*MANY, "adapters=peft.yaml")
+    assert code == 2 and "peft_elsewhere was trained on other weights than" in err
+
+
 def test_an_unknown_adapter_is_named_before_a_model_is_read(predict, customers, monkeypatch):
     rows = rows_of((customers / "mixed.jsonl").read_text())
     rows[16]["customer"] = "acmee"
@@ -96,7 +114,7 @@ def test_an_unknown_adapter_is_named_before_a_model_is_read(predict, customers, 
     ("content", "message"),
     [
         ("bolt: bolt\nacme: base\n", "base is not a run with an adapter"),
-        ("bolt: bolt\nacme: nowhere\n", "the adapter acme is nowhere, which is not a run"),
+        ("bolt: bolt\nacme: nowhere\n", "the adapter acme is nowhere, which is neither a run nor a folder of peft"),
         ("bolt: bolt\nacme: elsewhere\n", "the adapter acme (elsewhere) was trained on other weights than run="),
         ("[a]", "adapters=other.yaml is not a mapping of names to runs"),
     ],
