@@ -10,7 +10,6 @@ import torch
 from typing_extensions import override
 
 from framework.data.planning.auto_budget import (
-    GRAPH_MEMORY_FRACTION,
     MEMORY_FRACTION,
     Trial,
     best_budget,
@@ -49,10 +48,10 @@ class AutoBudget(pl.Callback):
             pl_module.runner.run_trial(batch)
             measured = torch.tensor([batch.num_tokens, memory.peak(), before], dtype=torch.float64)
             tokens_, peak, held = max_over_ranks(measured.to(pl_module.device)).tolist()
-            return Trial(int(tokens_), peak, held)
+            trial = Trial(int(tokens_), peak, held)
+            return trial if pl_module.build_graphs is None else trial.of_captured_step()
 
-        fraction = MEMORY_FRACTION if pl_module.build_graphs is None else GRAPH_MEMORY_FRACTION
         limit = -max_over_ranks(
-            torch.tensor(-fraction * memory.available(), dtype=torch.float64, device=pl_module.device)
+            torch.tensor(-MEMORY_FRACTION * memory.available(), dtype=torch.float64, device=pl_module.device)
         ).item()
         data.set_budget(best_budget(plan, smallest, attempt, limit))

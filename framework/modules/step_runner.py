@@ -50,6 +50,8 @@ class StepRunner:
         settle_last_step: Callback that reads the result of the last step if it has not been read yet. It is called
             after the gradients of the next step are computed, and before anything is saved. It returns True if it
             changed the weights, so that the gradients must be computed again. Collective: all ranks must call.
+        is_finite: Function that reads on the host whether a tensor is finite, for the loss scale. A plan, whose tensors
+            have no values, replaces it.
     """
 
     def __init__(
@@ -84,6 +86,7 @@ class StepRunner:
         self.batch: StepBatch | None = None
         self.sums = torch.zeros((0, 0), dtype=torch.float64)
         self.settle_last_step: Callable[[], bool] = lambda: False
+        self.is_finite: Callable[[Tensor], bool] = lambda value: bool(torch.isfinite(value))
         self._num_tokens = torch.zeros((), dtype=torch.float64)
         self._captured_clip: CapturedFunction | None = None
 
@@ -234,9 +237,9 @@ class StepRunner:
             return self._clip_by_norm() if self._captured_clip is None else self._captured_clip()
         self.loss_scale.unscale(self._weights)
         norm = self._clip_by_norm()
-        if not torch.isfinite(loss):
+        if not self.is_finite(loss):
             return norm
-        overflowed = not torch.isfinite(norm)
+        overflowed = not self.is_finite(norm)
         self.loss_scale.update(overflowed, step + 1)
         if overflowed:
             optimizer.hold_update()

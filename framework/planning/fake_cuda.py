@@ -35,7 +35,8 @@ class _AsCuda(TorchFunctionMode):
             return True
         if func is Tensor.pin_memory:
             return args[0]
-        on_cpu = {name: _on_cpu(value) for name, value in (kwargs or {}).items()}
+        # The CPU has no pinned memory.
+        on_cpu = {name: _on_cpu(value) for name, value in (kwargs or {}).items() if name != "pin_memory"}
         return func(*[_on_cpu(value) for value in args], **on_cpu)
 
 

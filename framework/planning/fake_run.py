@@ -64,7 +64,10 @@ def record_phases(
     granularity: int = 1,
     limit_bytes: float | None = None,
 ) -> list[PhaseRecord]:
-    """Assembles a run as training does, and records a step of each phase. Layers are not compiled.
+    """Assembles a run as training does, and records a step of each phase.
+
+    Compiled layers run uncompiled at the fixed shapes of compiled ones, and captured steps as ordinary ones in the same
+    memory.
 
     Args:
         config: Resolved config of `framework.train`.
@@ -76,10 +79,9 @@ def record_phases(
     Raises:
         FrameworkError: The config cannot be run, or a step depends on values, which fake tensors do not have.
     """
-    strategy = {**config["strategy"], "compile": "none", "graph": False}
     fake_device = fake_cuda() if device_type == "cuda" else contextlib.nullcontext()
     with small_heap(), fake_environment(info), fake_device:
-        run = assemble_run({**config, "strategy": strategy, "check": info.world_size}, info, device_type)
+        run = assemble_run({**config, "check": info.world_size}, info, device_type)
         return [record_phase(phase, info, device_type, granularity, limit_bytes) for phase in run.phases]
 
 
@@ -104,6 +106,7 @@ def record_phase(
         recorded = RecordedModule(phase.module, strategy.name, mesh, device, info.local_world_size, granularity)
         if phase.settings.trainer.micro_batch_tokens == "auto":
             phase.data.set_budget(_best_budget(phase, recorded, limit_bytes))
+        recorded.capture()
         number = _full_step(plan, phase.parts.first_step, phase.parts.max_steps)
         shares = plan.micro_batches(number, plan.fullest_rank(number))
         largest = sorted(shares, key=lambda share: -int(plan.source.lengths(share.epochs, share.indices).sum()))
@@ -135,7 +138,8 @@ def _best_budget(phase: AssembledPhase, recorded: RecordedModule, limit_bytes: f
 
     def attempt(tokens: int) -> Trial:
         shapes = data.shapes("train", tokens)
-        return recorded.run_trial(trial_batch(plan.source, tokens, data.max_steps, shapes))
+        trial = recorded.run_trial(trial_batch(plan.source, tokens, data.max_steps, shapes))
+        return trial if phase.module.build_graphs is None else trial.of_captured_step()
 
     if limit_bytes is None:
         return best_budget(plan, data.longest_sequence, None)

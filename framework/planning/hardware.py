@@ -18,7 +18,8 @@ class Hardware:
         device: Device type of the tensors, which chooses kernels and precision.
         bf16_tflops: Peak of dense matrix products in bf16, in 1e12 operations per second.
         fp32_tflops: The same in fp32.
-        memory_gb: Memory.
+        fp8_tflops: The same in float8; None: the device has no such products.
+        memory_gb: Memory that CUDA reports, or that a process on a CPU may use.
         memory_gb_per_second: Bandwidth of the memory.
         node_gb_per_second: Bandwidth to the other devices of the node, in one direction.
         network_gb_per_second: Bandwidth to other nodes, in one direction.
@@ -48,6 +49,7 @@ class Hardware:
     latency_seconds: float
     storage_gb_per_second: float
     price_per_hour: float | None = None
+    fp8_tflops: float | None = None
 
     def __post_init__(self) -> None:
         for name in ("bf16_tflops", "fp32_tflops", "memory_gb", "memory_gb_per_second", "storage_gb_per_second"):
@@ -65,7 +67,21 @@ class Hardware:
                 )
 
     def peak_flops(self, dtype: str) -> float:
-        """Returns the peak of matrix products in operations per second."""
+        """Returns the peak of matrix products in operations per second.
+
+        Args:
+            dtype: Name of torch's dtype, for example "bfloat16".
+
+        Raises:
+            ConfigError: The dtype is a float8, and the device has none.
+        """
+        if dtype.startswith("float8"):
+            if self.fp8_tflops is None:
+                raise ConfigError(
+                    f"hardware={self.name} has no fp8_tflops, but precision=float8 multiplies in float8. Use "
+                    "precision=bf16, or another device."
+                )
+            return TERA * self.fp8_tflops
         return TERA * (self.bf16_tflops if dtype in ("bfloat16", "float16") else self.fp32_tflops)
 
     @property

@@ -1,18 +1,19 @@
 """Memory of a step: every live block with its kind and its origin, counted as torch's allocator would."""
 
+import contextlib
 import weakref
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
-Kind = Literal["weights", "gradients", "optimizer", "activations", "gathered weights", "buffers", "data"]
+Kind = Literal["weights", "gradients", "optimizer", "activations", "gathered weights", "buffers", "data", "graphs"]
 
 KINDS: tuple[Kind, ...] = (
-    *("weights", "gradients", "optimizer", "activations", "gathered weights", "buffers", "data"),
+    *("weights", "gradients", "optimizer", "activations", "gathered weights", "buffers", "data", "graphs"),
 )
 """Kinds of memory. "activations" are all tensors of a step that are none of the others, temporary ones included."""
 
@@ -61,6 +62,11 @@ class LiveMemory:
     Kinds of blocks that a step allocates are known only later, for example when a collective reads them. A step
     therefore runs twice: the first run finds the kinds and the moment of the peak, the second one reads the peak.
 
+    Attributes:
+        now: Bytes of all blocks.
+        peak: Most bytes of all blocks since `begin`.
+        pool: Bytes that CUDA graphs keep for themselves besides.
+
     Args:
         granularity: Bytes to a multiple of which a block is rounded up; 512 in torch's allocator for CUDA.
     """
@@ -69,6 +75,8 @@ class LiveMemory:
         self.granularity = granularity
         self.now = 0
         self.peak = 0
+        self.pool = 0
+        self._most = 0
         self._blocks: dict[int, Block] = {}
         self._kinds: dict[int, Kind] = {}
         self._number = 0
@@ -85,8 +93,18 @@ class LiveMemory:
         self._number = self._event = 0
         self.peak, self._peak_event, self._snapshot = self.now, -1, self._read() if is_second else None
 
+    @contextlib.contextmanager
+    def captured(self) -> Iterator[None]:
+        """Context of a function that is captured as a graph. Graphs share a pool for the most that one allocates.
+
+        An ordinary run of the function, with which training compares its graph, needs this memory a second time.
+        """
+        before = self._most = self.now
+        yield
+        self.pool = max(self.pool, self._most - before)
+
     def read_peak(self) -> Peak:
-        """Returns the peak of a second run."""
+        """Returns the peak of a second run, with the pool of graphs."""
         assert self._snapshot is not None
         return self._snapshot
 
@@ -132,6 +150,7 @@ class LiveMemory:
         self.now += rounded - block.num_bytes
         block.num_bytes = rounded
         self._event += 1
+        self._most = max(self._most, self.now)
         if self._event == self._due_event:
             self._snapshot = self._read()
         if self.now > self.peak:
@@ -146,11 +165,13 @@ class LiveMemory:
         by_kind: Counter[Kind] = Counter()
         for block in self._blocks.values():
             by_kind[block.kind] += block.num_bytes
-        largest = sorted(self._blocks.values(), key=lambda block: -block.num_bytes)[:NUM_LARGEST]
+        by_kind["graphs"] = self.pool
+        pools = [Block(self.pool, -1, "graphs", (self.pool,), "uint8", "pool of CUDA graphs")] if self.pool else []
+        largest = sorted([*self._blocks.values(), *pools], key=lambda block: -block.num_bytes)[:NUM_LARGEST]
         copies = tuple(
             Block(each.num_bytes, each.number, each.kind, each.shape, each.dtype, each.origin) for each in largest
         )
-        return Peak(self.now, {kind: by_kind[kind] for kind in KINDS}, copies)
+        return Peak(self.now + self.pool, {kind: by_kind[kind] for kind in KINDS}, copies)
 
 
 class ResizeHook:

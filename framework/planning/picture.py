@@ -20,7 +20,8 @@ PICTURE = "plan.png"
 
 _WIDTH_INCHES, _ROW_INCHES, _LEAST_INCHES = 11.0, 0.3, 4.0
 _SERIES = (BLUE, ORANGE, "#3d8f5f", "#8a5fb0", "#b04a5a", GREY)
-_KIND_COLORS = dict(zip(KINDS, (BLUE, "#b04a5a", "#8a5fb0", ORANGE, "#3d8f5f", "#c2b04a", "#6ab0c2"), strict=True))
+_COLORS = (BLUE, "#b04a5a", "#8a5fb0", ORANGE, "#3d8f5f", "#c2b04a", "#6ab0c2", GREY)
+_KIND_COLORS = dict(zip(KINDS, _COLORS, strict=True))
 _RANK_KEYS = ("plan.nodes", "plan.gpus_per_node")
 
 

@@ -51,6 +51,8 @@ class Plan:
             FrameworkError: The config cannot be run on these ranks, or a step cannot be planned.
         """
         is_cuda = self.hardware.device == "cuda"
+        if self.config["precision"]["name"] == "float8":
+            self.hardware.peak_flops("float8")  # rejects a device without
         return record_phases(
             self.config,
             self.settings.first_rank,

@@ -77,6 +77,19 @@ def _memory(record: PhaseRecord, hardware: Hardware) -> Iterator[Row]:
     reserves += f" and {hardware.fragment_share:.0%} for fragments"
     verdict = "fits" if fits(record, hardware) else "DOES NOT FIT"
     yield "", f"{format_gb(required)} with {reserves}, of {format_gb(GIGA * hardware.memory_gb)}: {verdict}"
+    module = record.phase.module
+    if module.compile_backend != "none":
+        yield (
+            "",
+            "compiled layers run uncompiled here, at their fixed shapes: compiled ones keep fewer activations and move "
+            "fewer bytes",
+        )
+    if module.build_graphs is not None:
+        yield (
+            "",
+            f"CUDA graphs keep {format_gb(peak.by_kind['graphs'])}, and each is compared once with an ordinary run, "
+            "which needs as much again",
+        )
     for block in peak.largest:
         shape = " x ".join(map(str, block.shape))
         yield "", f"{format_gb(block.num_bytes):>10}  {block.kind}, {shape} {block.dtype}: {block.origin}"
@@ -156,7 +169,7 @@ def describe_plan(
         if record.phase.phase.name:
             rows.append(("phase", record.phase.phase.name))
         rows += describe_phase(record, hardware, plan, lengths)
-    not_planned = "compiled layers, CUDA graphs, growth of the batch, validation, and waiting for data"
+    not_planned = "growth of the batch, validation, and waiting for data"
     return [*rows, ("not planned", not_planned)]
 
 

@@ -1,10 +1,12 @@
 """Runs the steps of a module under a recorder, on real or on fake tensors."""
 
 import gc
+import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
+from unittest.mock import patch
 
 import torch
 from torch import Tensor, nn
@@ -13,8 +15,10 @@ from torch.distributed.device_mesh import DeviceMesh
 
 from framework.batch import PackedBatch, StepBatch
 from framework.data.planning.auto_budget import Trial
+from framework.distributed.parallel import parallelize as parallel
 from framework.errors import ConfigError
 from framework.modules.encoder_module import EncoderModule
+from framework.modules.passes.captured import CapturedSteps
 from framework.optim.shards import local
 from framework.planning.fake_world import as_fake, fake_batch
 from framework.planning.memory import LiveMemory, Peak
@@ -40,6 +44,32 @@ class StepRecord:
     peak: Peak
     work: Work
     repeated: Work
+
+
+class PlannedGraphs:
+    """Graphs that are never captured, but whose pool of memory is counted (`framework.modules.passes.captured.Graphs`).
+
+    Args:
+        memory: Memory in which the tensors of the steps are counted.
+    """
+
+    warm_up_runs = math.inf
+
+    def __init__(self, memory: LiveMemory) -> None:
+        self._memory = memory
+
+    def warm_up(self, function: Callable[[], None]) -> None:
+        """Runs a function, and lets the pool grow by what it allocates."""
+        with self._memory.captured():
+            function()
+
+    def capture(self, function: Callable[[], None]) -> Callable[[], None]:
+        """Is never called.
+
+        Raises:
+            RuntimeError: Always.
+        """
+        raise RuntimeError(f"{function} cannot be captured. A plan runs every step as it is. Call `warm_up`.")
 
 
 class RecordedModule:
@@ -72,7 +102,10 @@ class RecordedModule:
         self.recorder = StepRecorder(self.memory, mesh, gpus_per_node)
         if is_fake:
             _take_shapes_only(module, device)
-        module.parallelize(strategy, mesh)  # computes ranks with tensors, which must have values
+            module.runner.is_finite = lambda _: True  # fake tensors have no values
+        # Layers are placed as compiled ones, but a compiler runs no fake tensors.
+        with patch.object(parallel, "apply_compile", lambda *_: None):
+            module.parallelize(strategy, mesh)  # computes ranks with tensors, which must have values
         with self._recording():
             module.materialize(device)
             module.place(strategy, mesh, device)
@@ -84,6 +117,12 @@ class RecordedModule:
         self.optimizer_bytes = self.memory.keep(_stored(self.optimizer.named_state()), "optimizer")
         self.buffers_bytes = self.memory.keep(_stored(dict(module.model.named_buffers())), "buffers")
 
+    def capture(self) -> None:
+        """Prepares steps as training does if it captures them. Trials of the token budget have ended by then."""
+        if self.module.build_graphs is not None:
+            with self._recording():
+                self.module.runner.capture(PlannedGraphs(self.memory), self.optimizer)
+
     def record(self, step: StepBatch) -> StepRecord:
         """Runs a step three times: as a first step, which creates more; to find its peak; and to read the peak.
 
@@ -94,7 +133,9 @@ class RecordedModule:
         with self._recording():
             self.module.runner.run(step, self.optimizer, self._update)
             gc.collect()
-            for batch in step.micro_batches:
+            # Captured steps copy micro-batches from the host to memory of their own.
+            is_captured = isinstance(self.module.runner.steps, CapturedSteps)
+            for batch in () if is_captured else step.micro_batches:
                 tensors = {name: getattr(batch, name) for name in ("input_ids", "position_ids", "sequence_ids")}
                 for tensor in (*tensors.values(), *batch.targets.values()):
                     self.memory.add(tensor, "loader")
@@ -104,9 +145,10 @@ class RecordedModule:
                 self.module.runner.run(step, self.optimizer, self._update)
                 gc.collect()
         peak = self.memory.read_peak()
-        if peak.num_bytes != self.memory.peak:
+        repeated_bytes = self.memory.peak + self.memory.pool
+        if peak.num_bytes != repeated_bytes:
             raise RuntimeError(
-                f"The peak of a step was {peak.num_bytes} bytes, and {self.memory.peak} when it was repeated. Equal "
+                f"The peak of a step was {peak.num_bytes} bytes, and {repeated_bytes} when it was repeated. Equal "
                 "steps must allocate equal memory."
             )
         work, repeated = Work(), Work()

@@ -42,6 +42,12 @@ def test_largest_fitting_budget_is_chosen_without_running_out_of_memory(room: fl
     assert all(tokens <= budget for tokens in memory.tried)
 
 
+def test_a_captured_step_needs_the_memory_of_two_passes() -> None:
+    memory = LinearMemory(1_000.0, 3.0, room=50_000.0)
+    budget = largest_budget(lambda tokens: memory.attempt(tokens).of_captured_step(), 64, 10**9, 49_000.0)
+    assert 0.98 * 8_000 <= budget <= 8_000  # of 6 bytes
+
+
 def test_a_budget_that_barely_fits_is_tried_once() -> None:
     memory = LinearMemory(1_000.0, 3.0, room=1_250.0)
     assert largest_budget(memory.attempt, 64, 10**9, 1_250.0) == 64

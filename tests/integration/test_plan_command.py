@@ -30,7 +30,7 @@ def test_a_plan_names_memory_traffic_time_and_cost(tmp_path: Path, capsys: pytes
         "16 x 8 under strategy=hsdp: 16 copies x 8 shards x 1 tensor parallel, bf16",
         "64 sequences",
         "64 of 128 data-parallel ranks have no sequence in a step",
-        "of 80.00 GB: fits",
+        "of 84.90 GB: fits",
         "on dp_shard (8 ranks, within nodes)",
         "on dp_replicate (16 ranks, between 16 nodes)",
         "100 steps in",
@@ -64,6 +64,32 @@ def test_recomputed_activations_need_less_memory(tmp_path: Path):
     before, after = (plan.records[0].step for plan in (kept, recomputed))
     assert after.peak.by_kind["activations"] < 0.8 * before.peak.by_kind["activations"]
     assert sum(after.work.flops.values()) > sum(before.work.flops.values())
+
+
+def test_compiled_and_captured_steps_are_planned_in_their_own_memory_and_traffic(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    (captured,) = planned(tmp_path, "strategy=ddp")
+    assert "CUDA graphs keep" in (out := capsys.readouterr().out) and "compiled layers run uncompiled here" in out
+    (plain,) = planned(tmp_path, "strategy=ddp", "strategy.compile=none", "strategy.graph=false")
+    assert "CUDA graphs keep" not in (out := capsys.readouterr().out) and "compiled layers run" not in out
+    (own,), (other,) = captured.records, plain.records
+    # The pool, which has room for one pass, and an ordinary pass.
+    pool, activations = (own.step.peak.by_kind[kind] for kind in ("graphs", "activations"))
+    assert 0.8 * activations < pool < 1.2 * activations and other.step.peak.by_kind["graphs"] == 0
+    assert own.step.peak.num_bytes > 1.5 * other.step.peak.num_bytes
+    # All gradients are summed at once, and the tensors of a micro-batch have one of a few sizes.
+    weights = sum(weight.numel() for weight in own.phase.parts.model.parameters())
+    largest = max(own.work.collectives, key=lambda each: each.num_bytes)
+    assert largest.name.startswith("allreduce") and 4 * weights <= largest.num_bytes < 4 * weights + 64 * 256
+    assert len(own.work.collectives) < len(other.work.collectives)
+    budgets = own.phase.data.plans["train"].budgets
+    assert len(budgets) <= 3 and own.traced_tokens < budgets[-1]
+
+
+def test_the_loss_scale_of_fp16_is_planned(tmp_path: Path):
+    (plan,) = planned(tmp_path, "strategy=ddp", "precision=fp16")
+    assert plan.records[0].work.flops["float16"] > 0
 
 
 def test_batches_that_do_not_divide_are_named_and_the_fullest_rank_is_planned(
@@ -119,7 +145,7 @@ def test_plans_are_compared_and_the_cheapest_that_fits_is_marked(tmp_path: Path,
         ),
         (["hardware.matmul_share=[0.9,0.4]"], "hardware.matmul_share is [0.9, 0.4]. It must be two shares in (0, 1]"),
         (["plan.lengths={mean: 600, max: 200}"], "plan.lengths.mean is 600, min 8 and max 200"),
-        (["precision=fp16", "strategy=ddp"], "reads values of tensors"),
+        (["precision=float8", "strategy=ddp", "hardware=a100_80"], "hardware=A100 80 GB has no fp8_tflops"),
         (["plan.compare={plan.nodes: 2}"], "plan.compare has plan.nodes: 2. Each key has a list of texts, numbers or"),
         (["plan.compare={strategie: [ddp]}"], "unknown config key `strategie`. Did you mean `strategy`?"),
         (["plan.output=x"], "plan.output is x, but plan.compare is null"),

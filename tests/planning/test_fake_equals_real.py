@@ -10,6 +10,7 @@ import torch.distributed as dist
 from framework.batch import StepBatch
 from framework.data.planning.plan import StepPlan
 from framework.distributed.mesh import build_mesh, mesh_shape
+from framework.distributed.parallel.precision import Precision
 from framework.distributed.parallel.sharding import DEFAULT_SHARDING, Sharding
 from framework.distributed.processes.environment import ProcessInfo, process_info
 from framework.modules.encoder_module import EncoderModule
@@ -30,7 +31,8 @@ def module_of(kind: str) -> EncoderModule:
     sharding = Sharding(gradient_sync="every") if kind == "every" else DEFAULT_SHARDING
     adapter = LoraSettings(2, 4.0, ("query", "value")) if kind == "lora" else None
     average = 0.9 if kind == "ema" else None
-    module = build_module(ema_decay=average, adapter=adapter, sharding=sharding, config=FOUR_HEADS)
+    precision = Precision("fp16" if kind == "fp16" else "fp32")
+    module = build_module(ema_decay=average, adapter=adapter, sharding=sharding, config=FOUR_HEADS, precision=precision)
     settings = {"muon": Muon(AdamW(lr=0.01), lr=0.01), "lamb": Lamb(lr=0.01)}.get(kind)
     if settings is not None:
         module.build_optimizer = lambda model: settings.build(model.named_parameters(), {}, torch.float32)
@@ -86,7 +88,7 @@ def both(strategy: str, *kinds: str) -> list[tuple[StepRecord, StepRecord]]:
 
 OPTIMIZERS = ["adamw", "muon", "lamb", "ema"]
 STEPS = {
-    "ddp": [*OPTIMIZERS, "lora"],
+    "ddp": [*OPTIMIZERS, "lora", "fp16"],
     "fsdp2": [*OPTIMIZERS, "lora", "every"],
     "hsdp": [*OPTIMIZERS, "lora", "every"],
     "tp": OPTIMIZERS,  # which takes no adapter
@@ -97,7 +99,7 @@ STEPS = {
 @pytest.mark.parametrize(
     ("strategy", "num_ranks", "kinds"),
     [
-        ("ddp", 2, ["muon"]),
+        ("ddp", 2, ["muon", "fp16"]),
         ("fsdp2", 2, ["adamw", "every"]),
         *(
             pytest.param(strategy, num_ranks, kinds, marks=slow)

@@ -6,7 +6,7 @@ predict, so that no rank runs out of memory and leaves the others waiting in a c
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import ceil
 
 import numpy as np
@@ -20,8 +20,6 @@ CPU_BUDGET = 4096
 """Budget on the CPU, where memory does not limit a micro-batch and larger ones run no faster."""
 MEMORY_FRACTION = 0.9
 """Usable fraction of this process's memory. The rest covers allocator fragmentation and an unusually large batch."""
-GRAPH_MEMORY_FRACTION = 0.75
-"""Usable fraction if training steps are captured. Graphs keep their memory, so validation needs memory of its own."""
 _SLACK = 1.05
 """Margin for a step that has a few more tokens than the mean step."""
 _GROWTH = 4.0
@@ -41,6 +39,13 @@ class Trial:
     tokens: int
     peak_bytes: float
     before_bytes: float
+
+    def of_captured_step(self) -> "Trial":
+        """Returns the trial of a step that is captured as a graph.
+
+        The graph keeps the memory of the pass, and an ordinary run that it is compared with needs as much once more.
+        """
+        return replace(self, peak_bytes=2 * self.peak_bytes - self.before_bytes)
 
 
 def largest_budget(attempt: Callable[[int], Trial], smallest: int, most: int, limit_bytes: float) -> int:

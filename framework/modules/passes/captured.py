@@ -27,7 +27,7 @@ from framework.tasks.task import Task
 
 logger = logging.getLogger(__name__)
 
-_WARM_UP_RUNS = 2
+WARM_UP_RUNS = 2
 """Runs of a function before it is captured. They compile layers and kernels and create the workspaces of libraries."""
 _TOLERANCE = 1e-2
 """Largest difference of a graph from an ordinary run, relative to the norm. Kernels of bf16 may sum in any order."""
@@ -36,7 +36,13 @@ _MOST_SHAPES = 8
 
 
 class Graphs(Protocol):
-    """Records functions without arguments and results. `CudaGraphs` is the implementation for CUDA."""
+    """Records functions without arguments and results. `CudaGraphs` is the implementation for CUDA.
+
+    Attributes:
+        warm_up_runs: Number of runs of a function before it is captured.
+    """
+
+    warm_up_runs: float
 
     def warm_up(self, function: Callable[[], None]) -> None:
         """Runs a function as it will be captured."""
@@ -57,6 +63,8 @@ class CudaGraphs:
     Args:
         device: CUDA device of all tensors.
     """
+
+    warm_up_runs: float = WARM_UP_RUNS
 
     def __init__(self, device: torch.device) -> None:
         self._stream = torch.cuda.Stream(device)
@@ -110,7 +118,7 @@ class CapturedFunction:
 
     def __call__(self) -> Tensor:
         """Runs the function once; returns a copy of its result, or an empty tensor if it has none."""
-        is_due = self._num_runs == _WARM_UP_RUNS and not self._has_failed
+        is_due = self._num_runs == self._graphs.warm_up_runs and not self._has_failed
         if is_due:
             self._capture()
         if self._replay is not None and self._is_checked:

@@ -12,6 +12,8 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten, tree_map_only
 
+from framework.modules.passes.captured import WARM_UP_RUNS
+
 WAITS = ("aten::_local_scalar_dense", "aten::nonzero", "aten::_unique2", "aten::is_nonzero", "aten::equal")
 
 
@@ -72,6 +74,8 @@ class Tape(TorchDispatchMode):
 
 class TracedGraphs:
     """`framework.modules.passes.captured.Graphs` on the CPU; it counts captures and replays."""
+
+    warm_up_runs: float = WARM_UP_RUNS
 
     def __init__(self) -> None:
         self.tapes: list[Tape] = []

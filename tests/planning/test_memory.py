@@ -1,0 +1,26 @@
+"""Memory of steps: the pool that captured functions share."""
+
+import torch
+
+from framework.planning.memory import LiveMemory
+
+
+def test_the_pool_of_graphs_has_room_for_the_largest_and_is_needed_besides():
+    memory = LiveMemory()
+    kept = torch.zeros(10)
+    memory.add(kept, "kept")
+    for sizes in ((100, 50), (30,)):
+        with memory.captured():
+            tensors = [torch.zeros(size) for size in sizes]
+            for tensor in tensors:
+                memory.add(tensor, "pass")
+            del tensor, tensors
+    assert (memory.pool, memory.now) == (4 * 150, 4 * 10)
+    for is_second in (False, True):
+        memory.begin(is_second)
+        passing = torch.zeros(20)
+        memory.add(passing, "pass")
+        del passing
+    peak = memory.read_peak()
+    assert peak.num_bytes == 4 * (10 + 20 + 150) and peak.by_kind["graphs"] == 4 * 150
+    assert [block.num_bytes for block in peak.largest] == [600, 80, 40]
