@@ -114,8 +114,9 @@ def fake_cuda(report: Callable[[str], None] = lambda _: None) -> Iterator[None]:
         stack.enter_context(patch.object(dropout, "_HAS_TRITON", True))
         stack.enter_context(patch.object(dropout, "detect_fake_mode", lambda: None))
         stack.enter_context(patch.object(torch, "autocast", lambda _, **settings: autocast("cpu", **settings)))
-        stack.enter_context(patch.object(torch, "is_autocast_enabled", lambda _: is_enabled("cpu")))
+        stack.enter_context(patch.object(torch, "is_autocast_enabled", lambda _="cuda": is_enabled("cpu")))
         stack.enter_context(patch.object(torch, "get_autocast_dtype", lambda _: dtype("cpu")))
+        stack.enter_context(patch.object(torch, "get_autocast_gpu_dtype", lambda: dtype("cpu")))  # torchao calls it
         stack.enter_context(patch.object(torch.cuda, "get_device_capability", lambda *_: _CAPABILITY))
         stack.enter_context(patch.object(FakeTensor, "device", property(_device)))
         stack.enter_context(patch.object(torch.autograd, "_engine_run_backward", run_backward))

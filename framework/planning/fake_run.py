@@ -1,6 +1,7 @@
 """Runs one step of each phase of a run on fake tensors, as rank 0 of any number of ranks."""
 
 import contextlib
+import importlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -79,6 +80,9 @@ def record_phases(
     Raises:
         FrameworkError: The config cannot be run, or a step depends on values, which fake tensors do not have.
     """
+    if config["precision"]["name"] == "float8":
+        with contextlib.suppress(ImportError):  # the check of the config names what is missing
+            importlib.import_module("torchao.float8")  # which must not see the stand-in for Triton
     fake_device = fake_cuda() if device_type == "cuda" else contextlib.nullcontext()
     with small_heap(), fake_environment(info), fake_device:
         run = assemble_run({**config, "check": info.world_size}, info, device_type)

@@ -92,6 +92,13 @@ def test_the_loss_scale_of_fp16_is_planned(tmp_path: Path):
     assert plan.records[0].work.flops["float16"] > 0
 
 
+@pytest.mark.parametrize("strategy", ["fsdp2", "ddp"])
+def test_float8_is_planned_with_the_modules_of_torchao(tmp_path: Path, strategy: str):
+    pytest.importorskip("torchao")
+    (plan,) = planned(tmp_path, f"strategy={strategy}", "precision=float8", "model.intermediate_size=32")
+    assert plan.records[0].work.flops["float8_e4m3fn"] > 0
+
+
 def test_batches_that_do_not_divide_are_named_and_the_fullest_rank_is_planned(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):
