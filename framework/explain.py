@@ -19,7 +19,7 @@ import framework.distributed.processes.early_check  # noqa: F401  must come befo
 from framework.config.command import command
 from framework.config.command_schema import ExplainConfig
 from framework.config.dry_check import print_check
-from framework.config.explained_rows import NOTHING_EXPLAINED, coloured, explanation
+from framework.config.explained_rows import NOTHING_EXPLAINED, coloured, exact_explanation, explanation
 from framework.config.input_rows import InputRow, read_input_rows, read_settings
 from framework.config.joined_rows import join_rows, report_bad_rows
 from framework.config.outputs import open_output, write_to_stdout
@@ -30,7 +30,8 @@ from framework.data.planning.plan import SequenceSource
 from framework.distributed.processes.environment import process_info
 from framework.errors import ConfigError
 from framework.modules.explanations.attribution import attribute
-from framework.tasks.explanation import TokenSpans
+from framework.tasks.explained_fields import ExplainedFields
+from framework.tasks.explanation import ExactlyExplained, TokenSpans
 from framework.tasks.task import Task
 from framework.tracking.console import open_console
 
@@ -52,6 +53,7 @@ def explain(composed: DictConfig) -> list[dict[str, Any]]:
     with open_output(settings.output) if is_first else nullcontext() as write:
         trained = open_trained(settings, settings.task)
         names = chosen_names(trained.task, settings.explain)
+        check_exact(settings, trained.task)
         writer = find_writer(settings.output, None)
         fields = trained.task.explained_fields
         inputs = read_input_rows(settings, trained.task, trained.tokenizer, trained.file_layout, fields)
@@ -87,8 +89,10 @@ def chosen_names(task: Task, choice: str) -> list[str | None]:
     Raises:
         ConfigError: The task has no scores to explain, or no label of this name.
     """
+    if isinstance(task, ExactlyExplained) and choice == PREDICTED:
+        return [None]
     if not task.explains_predictions:
-        task.explained(None, [], None)  # raises the error of the task
+        ExplainedFields.explained(task, None, [], None)  # raises the error
     labels = task.explained_labels
     if choice == PREDICTED:
         return [None]
@@ -105,6 +109,19 @@ def chosen_names(task: Task, choice: str) -> list[str | None]:
             f"{', '.join(labels)}."
         )
     return [choice]
+
+
+def check_exact(settings: ExplainConfig, task: Task) -> None:
+    """Checks that no attribution is requested from a task that states the terms of its scores.
+
+    Raises:
+        ConfigError: Another method, or an influence of training rows, is set.
+    """
+    if isinstance(task, ExactlyExplained) and (settings.method != "integrated_gradients" or settings.training_rows):
+        raise ConfigError(
+            f"`method` is {settings.method} and `training_rows` is {settings.training_rows}, but a score of "
+            f"{type(task).__name__} is a sum over its tokens, which needs no method. Remove both."
+        )
 
 
 def explained_rows(
@@ -132,6 +149,8 @@ def explained_rows(
     task, tokenizer = trained.task, trained.tokenizer
     with open_inference(trained, settings.micro_batch_tokens, settings.precision.name) as inference:
         decoded = inference.decode(source)
+        if isinstance(task, ExactlyExplained):
+            return exactly_explained_rows(trained, inputs, source, decoded)
         by_name = [task.explained(source, decoded, name) for name in names]
         chosen = [[each for scores in row for each in scores] for row in zip(*by_name, strict=True)]
         scores = [each for row in chosen for each in row]
@@ -160,6 +179,26 @@ def explained_rows(
             spans.append(located)
     keys = dict.fromkeys(name for row in joined for name in row)
     return join_rows(repeated, [keys | row for row in joined]), spans
+
+
+def exactly_explained_rows(
+    trained: Trained, inputs: Sequence[InputRow], source: SequenceSource, decoded: Sequence[Any]
+) -> tuple[list[dict[str, Any]], list[TokenSpans | None]]:
+    """Explains rows like `explained_rows`, by the terms that the task states."""
+    task, tokenizer = trained.task, trained.tokenizer
+    assert isinstance(task, ExactlyExplained)
+    rows: list[dict[str, Any]] = []
+    spans: list[TokenSpans | None] = []
+    predictions = task.assemble(source, decoded)
+    for each in inputs:
+        if each.row is None:
+            spans.append(None)
+            continue
+        item = len(rows)
+        exact = task.exact_explanation(source, item, decoded[item], each.row.values, tokenizer)
+        rows.append(predictions[item] | exact_explanation(exact, tokenizer))
+        spans.append(exact.spans)
+    return join_rows(inputs, rows), spans
 
 
 def report_cut(rows: Sequence[Mapping[str, Any]], spans: Sequence[TokenSpans | None]) -> None:

@@ -9,7 +9,7 @@ from rich.text import Text
 from framework.data.tokenization.tokenizer import Tokenizer
 from framework.modules.explanations.attribution import Attribution
 from framework.modules.explanations.item_passes import word_indices
-from framework.tasks.explanation import Explained, TokenSpans
+from framework.tasks.explanation import ExactExplanation, Explained, TokenSpans
 
 _COLOURS = {True: (0, 150, 0), False: (200, 0, 0)}
 """Background of words that raise the score, and of words that lower it."""
@@ -45,6 +45,19 @@ def explanation(
         "baseline_score": attribution.baseline_score,
         "completeness_error": attribution.error,
         "words": scored_words(attribution, spans, tokenizer),
+    }
+
+
+def exact_explanation(exact: ExactExplanation, tokenizer: Tokenizer) -> dict[str, Any]:
+    """Returns an explanation that a task states as JSON values, with the keys of `explanation`."""
+    terms = Attribution(exact.input_ids, exact.token_scores, exact.score, 0.0, None)
+    return {
+        **NOTHING_EXPLAINED,
+        "explained": "score",
+        "score": exact.score,
+        # Markers are in the details only.
+        "words": [word for word in scored_words(terms, exact.spans, tokenizer) if word["start"] is not None],
+        **exact.details,
     }
 
 
@@ -133,7 +146,8 @@ def coloured(row: Mapping[str, Any], spans: TokenSpans | None) -> Text:
         return Text(row.get("error") or "The model predicts nothing that could be explained.", style="bold")
     words = [word for word in row["words"] if word["start"] is not None]
     strongest = max((abs(word["score"]) for word in words), default=0.0) or 1.0
-    line = Text(f"{row['explained']}: score {row['score']:.3f}, baseline {row['baseline_score']:.3f}", style="bold")
+    baseline = "" if row["baseline_score"] is None else f", baseline {row['baseline_score']:.3f}"
+    line = Text(f"{row['explained']}: score {row['score']:.3f}{baseline}", style="bold")
     for field, given in spans.texts.items():
         text = given if isinstance(given, str) else " ".join(given)
         position = 0

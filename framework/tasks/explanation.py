@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -58,6 +58,43 @@ class TokenSpans:
     spans: Mapping[int, TextSpan]
     tokens: range
     cut: Sequence[TextSpan] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class ExactExplanation:
+    """A score that is a sum of terms of tokens, so that nothing has to be attributed.
+
+    Attributes:
+        input_ids: (tokens,) ids of the item.
+        token_scores: (tokens,) float64.
+        score: Score of the item.
+        spans: Spans of the tokens.
+        details: Further keys of the output row.
+    """
+
+    input_ids: np.ndarray
+    token_scores: np.ndarray
+    score: float
+    spans: TokenSpans
+    details: Mapping[str, Any]
+
+
+@runtime_checkable
+class ExactlyExplained(Protocol):
+    """Additional method of a task whose scores are such sums."""
+
+    def exact_explanation(
+        self, source: Any, item: int, decoded: Any, values: Mapping[str, str], tokenizer: Tokenizer
+    ) -> ExactExplanation:
+        """Explains the score of an item.
+
+        Args:
+            source: Source from `build_source`.
+            item: Index of the item.
+            decoded: Object of `decode` for it.
+            values: Values of its row by field.
+            tokenizer: Tokenizer of the model.
+        """
 
 
 def one_item(source: SequenceSource, item: int) -> Any:

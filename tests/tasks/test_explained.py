@@ -83,6 +83,7 @@ CASES = {
     "contexts": (lambda: chooser(True), [{**row, "context": "a year? of 1990"} for row in CHOICES]),
     "candidates": (lambda: RerankingTask(max_length=24, pooling="mean"), CANDIDATES),
     "pairs": (lambda: EmbeddingTask(max_length=12), PAIRS),
+    "prompted": (lambda: EmbeddingTask(max_length=16, prompts={"query": "a year: ", "document": "film "}), PAIRS),
     "entities": (tagger, SENTENCES),
     "relations": (relations, MARKED),
 }
@@ -232,7 +233,7 @@ def test_words_have_the_characters_of_the_texts_as_given(name, tokenizer):
             assert words
             for word in words:
                 if word["start"] is None:
-                    assert name == "relations" and word["text"] in "@#"
+                    assert word["text"] in {"relations": "@#", "prompted": "a year: film"}[name]
                     continue
                 field = word.get("field", "text" if "text" in values else "tokens")
                 text: Any = values[field]

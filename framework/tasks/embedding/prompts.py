@@ -7,6 +7,7 @@ import numpy as np
 from framework.data.layout import Layout, lay_out
 from framework.data.tokenization.tokenizer import Tokenizer
 from framework.errors import ConfigError
+from framework.tasks.explanation import TextSpan, TokenSpans
 
 SIDES = ("query", "document")
 
@@ -53,3 +54,20 @@ class PromptedLayout:
                 )
         prompted = [self.prompts[int(side)] + text for text, side in zip(texts, is_document, strict=True)]
         return lay_out(prompted, None, tokenizer, max_length), {}
+
+
+def without_prompts(located: TokenSpans, texts: Mapping[str, str], prompts: Mapping[str, str]) -> TokenSpans:
+    """Returns the spans of tokens in texts, given those in the texts behind their prompts.
+
+    Args:
+        located: Spans with prompts.
+        texts: Texts without prompts, by field.
+        prompts: Prompt of each text, by field.
+    """
+
+    def moved(span: TextSpan) -> TextSpan:
+        size = len(prompts[span.field])
+        return TextSpan(span.field, max(span.start - size, 0), span.end - size)
+
+    spans = {index: moved(span) for index, span in located.spans.items() if span.end > len(prompts[span.field])}
+    return TokenSpans(texts, spans, located.tokens, [moved(span) for span in located.cut])

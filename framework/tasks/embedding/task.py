@@ -34,7 +34,7 @@ from framework.tasks.embedding.losses import (
 )
 from framework.tasks.embedding.mixed_sets import OBJECTIVES, JoinedSets, MixedSets, Source, without_further
 from framework.tasks.embedding.more_texts import naming_set
-from framework.tasks.embedding.prompts import SIDES, PromptedLayout
+from framework.tasks.embedding.prompts import SIDES, PromptedLayout, without_prompts
 from framework.tasks.embedding.scores import Index, Scorer, cosine_scorer, pair_cosines, pair_scores, search_scores
 from framework.tasks.embedding.search_sets import SearchSource, set_scores, set_table
 from framework.tasks.embedding.sources import ItemBuilder, check_search, join_splits
@@ -283,11 +283,6 @@ class EmbeddingTask(StepLevelTask):
         ]
 
     @property
-    def explains_predictions(self) -> bool:
-        """Returns False with prompts, because the words of a text behind a prompt are not located."""
-        return not self.prompts
-
-    @property
     def explained_fields(self) -> tuple[tuple[str, ...], ...]:
         """Returns the fields of a pair: an embedding alone has no score."""
         return (PAIR,)
@@ -314,9 +309,11 @@ class EmbeddingTask(StepLevelTask):
     def explained_spans(
         self, source: FlatSource | DrawnPairs, explained: Explained, values: Mapping[str, str], tokenizer: Tokenizer
     ) -> TokenSpans:
-        """Locates the tokens of both texts."""
+        """Locates the tokens of both texts. Those of prompts have no place in them."""
         ids = one_item(source, explained.item).input_ids.numpy()
-        return locate_texts(ids, {name: values[name] for name in PAIR}, tokenizer)
+        prompts = {name: self.prompts.get(side, "") for name, side in zip(PAIR, SIDES, strict=True)}
+        located = locate_texts(ids, {name: prompts[name] + values[name] for name in PAIR}, tokenizer)
+        return without_prompts(located, {name: values[name] for name in PAIR}, prompts)
 
     def score(self, source: Any, decoded: Sequence[np.ndarray]) -> dict[str, float]:
         """Returns `pair_scores` or `search_metrics`. Metrics of a smaller size have the size as name suffix.

@@ -11,6 +11,7 @@ from framework.data.layout import SHORTEST, Layout, lay_out
 from framework.data.tokenization.markers import is_punctuation, marker_id
 from framework.data.tokenization.tokenizer import Tokenizer
 from framework.errors import ConfigError
+from framework.tasks.explanation import TextSpan
 
 IS_SCORED = "is_scored"
 """Name of the (tokens,) target that is 1 for tokens whose vectors count in a score."""
@@ -58,6 +59,26 @@ class Side:
             ids = np.insert(ids, np.repeat(np.cumsum(lengths), self.max_length - lengths), tokenizer.mask_id)
             lengths = np.full_like(lengths, self.max_length)
         return Layout(ids, lengths, None, layout.cutting)
+
+    def locate(self, field: str, text: str, tokenizer: Tokenizer) -> tuple[dict[int, TextSpan], list[TextSpan]]:
+        """Returns the spans of the tokens of a text by their index in its sequence, and the part that is cut off.
+
+        Args:
+            field: Field of the text.
+            text: Text without its marker.
+            tokenizer: Tokenizer of the model.
+        """
+        is_inserted = marker_id(self.marker, tokenizer) is not None
+        marker = "" if is_inserted else self.marker
+        ((_, starts, ends),) = tokenizer.encode_with_offsets([marker + text])
+        first, room = 1 + is_inserted, self.max_length - 2 - is_inserted
+        spans = {
+            first + place: TextSpan(field, max(start - len(marker), 0), end - len(marker))
+            for place, (start, end) in enumerate(zip(starts[:room].tolist(), ends[:room].tolist(), strict=True))
+            if end > len(marker)
+        }
+        cut = [] if len(starts) <= room else [TextSpan(field, int(starts[room]) - len(marker), len(text))]
+        return spans, cut
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from framework.batch import DUMMY_SEQUENCE_ID, PackedBatch
 from framework.data.flat_source import FlatSource
 from framework.data.layout import SHORTEST, check_max_length
+from framework.data.tokenization.tokenizer import Tokenizer
 from framework.errors import check_at_least
 from framework.models.config import EncoderConfig
 from framework.models.encoder import TransformerEncoder
@@ -19,8 +20,11 @@ from framework.tasks.embedding.features import DrawnPairs
 from framework.tasks.embedding.losses import POSITIVE
 from framework.tasks.embedding.scores import Scorer
 from framework.tasks.embedding.search_task import Score, SearchTask
+from framework.tasks.embedding.task import PAIR
+from framework.tasks.explanation import ExactExplanation, one_item
 from framework.tasks.late_interaction.head import LateInteractionHead
 from framework.tasks.late_interaction.layout import IS_SCORED, Side, SidedLayout
+from framework.tasks.late_interaction.matches import explain_matches
 from framework.tasks.step_level import SEQUENCE_IDS
 
 
@@ -78,8 +82,15 @@ class LateInteractionTask(SearchTask):
 
     @property
     def explains_predictions(self) -> bool:
-        """Returns False: the words of a text with a marker are not located."""
+        """Returns False: nothing is attributed, because `exact_explanation` states the terms of a score."""
         return False
+
+    def exact_explanation(
+        self, source: FlatSource, item: int, decoded: Any, values: Mapping[str, str], tokenizer: Tokenizer
+    ) -> ExactExplanation:
+        """Returns the matches of the tokens of the query, see `explain_matches`."""
+        texts = {name: values[name] for name in PAIR}
+        return explain_matches(one_item(source, item), decoded, texts, self.sides, tokenizer)
 
     def build_head(self, encoder: TransformerEncoder, config: EncoderConfig) -> nn.Module:
         """Builds the projection."""
@@ -136,8 +147,13 @@ class LateInteractionTask(SearchTask):
         return list(items.values())
 
     def assemble(self, source: FlatSource | DrawnPairs, decoded: Sequence[Any]) -> list[dict[str, Any]]:
-        """Returns the `vectors` of the text of each row, as a list of numbers for each token that counts."""
-        return [{"vectors": texts[0].tolist()} for texts in decoded]
+        """Returns the `vectors` of each row, a list for each token that counts; for two texts the `score`."""
+        return [
+            {"vectors": texts[0].tolist()}
+            if len(texts) == 1
+            else {"score": float(self.index(texts[1:])(texts[:1])[0, 0])}
+            for texts in decoded
+        ]
 
     def index(self, candidates: Sequence[np.ndarray]) -> Scorer:
         """Returns a function that computes MaxSim of queries with candidates.

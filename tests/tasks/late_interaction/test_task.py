@@ -128,6 +128,33 @@ def test_rows_to_predict_are_queries_or_documents(tokenizer):
         assert [len(row["vectors"]) for row in task.assemble(source, decoded)] == [expected]
 
 
+@pytest.mark.parametrize("marker", ["[d] ", "[unused0]"])
+def test_matches_sum_to_the_score(tokenizer, marker):
+    """Each scored token of the query has the most similar document token, with their places in the texts."""
+    task = LateInteractionTask(query_length=6, document_length=12, query_marker=marker, document_marker=marker)
+    texts = {"text": "a good film, bad", "pair": "poor, a fine"}
+    source = task.build_source([Row(1, None, texts)], tokenizer)
+    batch = source.build(StepSequences(np.zeros(1), np.arange(1), np.arange(1)), 0)
+    vectors = functional.normalize(torch.randn(len(batch.input_ids), 4, generator=torch.Generator().manual_seed(0)))
+    (decoded,) = task.decode({"vectors": vectors}, batch)
+    exact = task.exact_explanation(source, 0, decoded, texts, tokenizer)
+    (prediction,) = task.assemble(source, [decoded])
+    matches = exact.details["matches"]
+    assert sum(match["similarity"] for match in matches) == pytest.approx(prediction["score"], abs=1e-5) == exact.score
+    tokens = [tokenizer.backend.id_to_token(token_id) for token_id in batch.input_ids.tolist()]
+    query, document = (part.numpy() for part in vectors.split(list(batch.lengths)))
+    counted = batch.targets["is_scored"].numpy()[len(query) :] > 0
+    best = np.where(counted, query @ document.T, -2).argmax(axis=1)
+    assert [match["document_token"] for match in matches] == [tokens[len(query) + place] for place in best]
+    assert [match["token"] for match in matches] == tokens[: len(query)]
+    for prefix, field in (("", "text"), ("document_", "pair")):
+        for match in matches:
+            start, end = match[f"{prefix}start"], match[f"{prefix}end"]
+            assert start is None or texts[field][start:end] == match[f"{prefix}token"]
+    # Six tokens: two special ones, one or three of the marker, and the first three or the first of the text.
+    assert [(each.field, each.start) for each in exact.spans.cut] == [("text", 11 if marker == "[unused0]" else 2)]
+
+
 def test_refused_settings(tokenizer, tmp_path):
     with pytest.raises(
         ConfigError, match=r"task.query_marker is 'a good film '.*has 3 tokens.*query_length is 5.*at least 6"
