@@ -1,31 +1,22 @@
-"""Measures the rates of the machine at hand for a file of conf/hardware.
+"""Measures the machine at hand for a file of conf/hardware: its device, its links and its storage."""
 
-A rate is the best of several rounds after a warm-up round, because other work only slows a measurement down.
-"""
-
-import math
 import os
 import tempfile
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
 
 import torch
 import torch.distributed as dist
-from torch import Tensor, nn
 
 from framework.distributed.processes.environment import ProcessInfo, process_info
+from framework.distributed.processes.host_memory import keep_freed_memory
 from framework.distributed.processes.process_group import process_group
+from framework.planning.device_rates import copy_rate, operator_seconds, operator_shares, product_rates, seconds_of
 from framework.planning.hardware import GIGA, TERA
 
-WIDTHS = (256, 384, 768, 1024)
-"""Widths of encoders whose matrix products give the lowest share of the peak."""
-
-_ROUNDS = 5
-_SIZES = {"cpu": (2048, 2048, 2**26), "cuda": (8192, 16384, 2**30)}
-"""By device: edge of the largest matrices, tokens of a micro-batch, bytes of a copy."""
 _LINK_BYTES = 2**26
 _STORED_BYTES = 2**28
 
@@ -50,67 +41,6 @@ class Links:
     network_gb_per_second: float | None
     latency_seconds: float
     small_share: float
-
-
-def seconds_of(action: Callable[[], object], device: torch.device) -> float:
-    """Returns the shortest time of an action in seconds, over several rounds."""
-    best = math.inf
-    for _ in range(_ROUNDS + 1):
-        start = time.perf_counter()
-        action()
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
-        best = min(best, time.perf_counter() - start)
-    return best
-
-
-def product_rate(rows: int, inner: int, columns: int, dtype: torch.dtype, device: torch.device) -> float:
-    """Returns the operations per second of the product of (rows, inner) and (inner, columns)."""
-    left, right = torch.randn(rows, inner, device=device), torch.randn(columns, inner, device=device)
-    left, right = left.to(dtype), right.to(dtype)
-    return 2.0 * rows * inner * columns / seconds_of(lambda: left @ right.T, device)
-
-
-def peak_rate(dtype: torch.dtype, device: torch.device) -> float:
-    """Returns the operations per second of large matrix products."""
-    edge = _SIZES[device.type][0]
-    return max(product_rate(size, size, size, dtype, device) for size in (edge // 2, edge))
-
-
-def product_shares(peak: float, dtype: torch.dtype, device: torch.device) -> list[float]:
-    """Returns the lowest and the highest share of the peak that the products of linear layers of encoders reach."""
-    tokens = _SIZES[device.type][1]
-    shapes = [shape for width in WIDTHS for shape in ((tokens, width, 3 * width), (tokens, 4 * width, width))]
-    rates = [product_rate(*shape, dtype, device) for shape in (*shapes, *((w, tokens, w) for w in WIDTHS))]
-    return shares_of(rates, peak)
-
-
-def copy_rate(device: torch.device) -> float:
-    """Returns the bytes per second that a copy reads and writes."""
-    source = torch.ones(_SIZES[device.type][2] // 4, device=device)
-    target = torch.empty_like(source)
-    return 2.0 * source.nbytes / seconds_of(lambda: target.copy_(source), device)
-
-
-def operator_shares(rate: float, device: torch.device) -> list[float]:
-    """Returns the lowest and the highest share of the bandwidth that elementwise operators and norms reach."""
-    tokens = _SIZES[device.type][1]
-    x, y = (torch.randn(tokens, 4 * WIDTHS[-2], device=device) for _ in range(2))
-    norm = nn.LayerNorm(x.shape[1], device=device)
-    operators: list[tuple[Callable[[], Tensor], int]] = [
-        (lambda: x + y, 3),
-        (lambda: nn.functional.gelu(x), 2),
-        (lambda: norm(x), 2),
-        (lambda: x.to(torch.bfloat16), 2),
-    ]
-    with torch.no_grad():
-        rates = [passes * x.nbytes / seconds_of(operator, device) for operator, passes in operators]
-    return shares_of(rates, rate)
-
-
-def shares_of(rates: list[float], peak: float) -> list[float]:
-    """Returns the smallest and the largest rate as shares of a peak, at most 1."""
-    return [min(1.0, min(rates) / peak), min(1.0, max(rates) / peak)]
 
 
 def measure_links(info: ProcessInfo, device: torch.device) -> Links | None:
@@ -184,10 +114,11 @@ def measure(name: str, folder: Path, price: float | None) -> str | None:
     """
     info = process_info()
     device = torch.device("cuda", info.local_rank) if torch.cuda.is_available() else torch.device("cpu")
+    if device.type == "cpu":
+        keep_freed_memory()  # as a training does
     with process_group("ddp" if info.world_size > 1 else "single", device.type, _TIMEOUT_SECONDS):
-        peaks = {dtype: peak_rate(dtype, device) for dtype in (torch.bfloat16, torch.float32)}
-        fastest = max(peaks, key=lambda dtype: peaks[dtype])
-        products = product_shares(peaks[fastest], fastest, device)
+        half, full = (product_rates(dtype, device) for dtype in (torch.bfloat16, torch.float32))
+        started = operator_seconds(device) if device.type == "cpu" else 0.0
         copied = copy_rate(device)
         operators = operator_shares(copied, device)
         links = measure_links(info, device)
@@ -196,10 +127,13 @@ def measure(name: str, folder: Path, price: float | None) -> str | None:
         return None
     folder.mkdir(parents=True, exist_ok=True)
     stored = storage_rate(folder)
-    values: dict[str, float | list[float]] = {
-        "bf16_tflops": peaks[torch.bfloat16] / TERA,
-        "fp32_tflops": peaks[torch.float32] / TERA,
-        "matmul_share": products,
+    values: dict[str, float | Sequence[float]] = {
+        "bf16_tflops": half.peak / TERA,
+        "fp32_tflops": full.peak / TERA,
+        "bf16_product_seconds": half.start_seconds,
+        "fp32_product_seconds": full.start_seconds,
+        "matmul_share": [min(half.shares[0], full.shares[0]), 1.0],
+        "operator_seconds": started,
         "memory_gb": total / GIGA,
         "reserve_gb": used / GIGA,
         "memory_gb_per_second": copied / GIGA,
@@ -218,7 +152,7 @@ def hardware_text(
     device: torch.device,
     info: ProcessInfo,
     links: Links | None,
-    values: Mapping[str, float | list[float]],
+    values: Mapping[str, float | Sequence[float]],
     price: float | None,
 ) -> str:
     """Returns a hardware file with a comment about its origin."""
@@ -243,7 +177,7 @@ def hardware_text(
     return "\n".join(lines) + "\n"
 
 
-def _shown(value: float | list[float]) -> str:
-    if isinstance(value, list):
+def _shown(value: float | Sequence[float]) -> str:
+    if isinstance(value, Sequence):
         return f"[{', '.join(map(_shown, value))}]"
-    return f"{value:.3g}" if value >= 1e-3 else f"{value:.2e}"
+    return f"{value:.3g}" if value >= 1e-3 or value == 0 else f"{value:.2e}"

@@ -41,9 +41,10 @@ class StepTime:
     """Seconds of a step.
 
     Attributes:
-        products: Matrix products at the peak rate.
+        products: Matrix products at the peak rate, and their starts.
         attention: Fused attention at the peak rate.
         memory: All other operators at the full memory bandwidth.
+        operators: Starts of all operators, products among them.
         links: Collectives at the full link bandwidth, without latency.
         latency: Latency of the collectives.
         lowest: The larger of device and links, all at their highest shares.
@@ -55,6 +56,7 @@ class StepTime:
     products: float
     attention: float
     memory: float
+    operators: float
     links: float
     latency: float
     lowest: float
@@ -86,12 +88,15 @@ def _passes(name: str) -> int:
 def step_time(record: PhaseRecord, hardware: Hardware) -> StepTime:
     """Estimates the seconds of a step of a phase."""
     work = record.work
-    products = sum(count / hardware.peak_flops(dtype) for dtype, count in work.flops.items())
+    products = sum(
+        hardware.product_seconds(dtype, work.num_products[dtype], flops) for dtype, flops in work.flops.items()
+    )
     precision = record.phase.module.precision
     attention = attention_flops(record) / hardware.peak_flops(str(precision.compute_dtype).removeprefix("torch."))
     if hardware.device != "cuda":
         attention = 0.0  # its products are counted
     memory = work.moved_bytes / (1e9 * hardware.memory_gb_per_second)
+    operators = hardware.operator_seconds * work.num_operators
     rows = traffic_of(work.collectives, hardware)
     links, latency = sum(row.seconds[0] for row in rows), sum(row.seconds[1] for row in rows)
 
@@ -104,16 +109,18 @@ def step_time(record: PhaseRecord, hardware: Hardware) -> StepTime:
             "matrix products": (products + attention) / matmul,
             "memory bandwidth": memory / moved,
             "communication": links / link + latency,
+            "start of operators": operators,
         }
 
     def overlapped(seconds: dict[str, float]) -> float:
-        return max(seconds["matrix products"] + seconds["memory bandwidth"], seconds["communication"])
+        return max(sum(seconds.values()) - seconds["communication"], seconds["communication"])
 
     middle = parts(None)
     return StepTime(
         products,
         attention,
         memory,
+        operators,
         links,
         latency,
         lowest=overlapped(parts(1)),

@@ -7,6 +7,7 @@ from typing import Literal
 from framework.errors import ConfigError, check_at_least
 
 GIGA, TERA = 1e9, 1e12
+_HALF = ("bfloat16", "float16")
 
 
 @dataclass(frozen=True)
@@ -23,6 +24,10 @@ class Hardware:
         memory_gb_per_second: Bandwidth of the memory.
         node_gb_per_second: Bandwidth to the other devices of the node, in one direction.
         network_gb_per_second: Bandwidth to other nodes, in one direction.
+        operator_seconds: Time to start an operator, beside that of its work; 0 on a GPU, whose host starts operators
+            while the device computes.
+        bf16_product_seconds: Time to start a matrix product in bf16, or a batch of them, beside that of its operations.
+        fp32_product_seconds: The same in fp32.
         matmul_share: Lowest and highest share of the peak that matrix products reach.
         memory_share: Lowest and highest share of the memory bandwidth that other operators reach.
         link_share: Lowest and highest share of the link bandwidth that collectives reach.
@@ -50,6 +55,9 @@ class Hardware:
     storage_gb_per_second: float
     price_per_hour: float | None = None
     fp8_tflops: float | None = None
+    operator_seconds: float = 0.0
+    bf16_product_seconds: float = 0.0
+    fp32_product_seconds: float = 0.0
 
     def __post_init__(self) -> None:
         for name in ("bf16_tflops", "fp32_tflops", "memory_gb", "memory_gb_per_second", "storage_gb_per_second"):
@@ -57,7 +65,8 @@ class Hardware:
                 raise ConfigError(
                     f"hardware.{name} is {getattr(self, name)}. It must be above 0. Give the data sheet's."
                 )
-        check_at_least("hardware.reserve_gb", self.reserve_gb, 0)
+        for name in ("reserve_gb", "operator_seconds", "bf16_product_seconds", "fp32_product_seconds"):
+            check_at_least(f"hardware.{name}", getattr(self, name), 0)
         for name in ("matmul_share", "memory_share", "link_share"):
             share = getattr(self, name)
             if len(share) != 2 or not 0 < share[0] <= share[1] <= 1:
@@ -82,7 +91,12 @@ class Hardware:
                     "precision=bf16, or another device."
                 )
             return TERA * self.fp8_tflops
-        return TERA * (self.bf16_tflops if dtype in ("bfloat16", "float16") else self.fp32_tflops)
+        return TERA * (self.bf16_tflops if dtype in _HALF else self.fp32_tflops)
+
+    def product_seconds(self, dtype: str, count: int, flops: float) -> float:
+        """Returns the time of matrix products with this many operations together, at the peak."""
+        start = self.bf16_product_seconds if dtype in _HALF else self.fp32_product_seconds
+        return flops / self.peak_flops(dtype) + start * count
 
     @property
     def memory_bytes(self) -> float:

@@ -51,12 +51,14 @@ class Work:
     Attributes:
         collectives: Collectives in their order.
         flops: Floating-point operations of matrix products by dtype. A multiplication and an addition count as two.
+        num_products: Number of matrix products by dtype. A batch of them is one.
         moved_bytes: Bytes that operators other than matrix products and views read and write.
         num_operators: Number of operators.
     """
 
     collectives: list[Collective] = field(default_factory=list)
     flops: Counter[str] = field(default_factory=Counter)
+    num_products: Counter[str] = field(default_factory=Counter)
     moved_bytes: int = 0
     num_operators: int = 0
 
@@ -64,10 +66,15 @@ class Work:
         """Returns this work and another, which is done several times."""
         return Work(
             self.collectives + other.collectives * times,
-            self.flops + Counter({dtype: times * count for dtype, count in other.flops.items()}),
+            self.flops + _times(other.flops, times),
+            self.num_products + _times(other.num_products, times),
             self.moved_bytes + times * other.moved_bytes,
             self.num_operators + times * other.num_operators,
         )
+
+
+def _times(counts: Counter[str], times: int) -> Counter[str]:
+    return Counter({key: times * count for key, count in counts.items()})
 
 
 class StepRecorder(TorchDispatchMode):
@@ -132,14 +139,18 @@ class StepRecorder(TorchDispatchMode):
         return out
 
     def _count(self, func: Any, args: Any, kwargs: Any, out: Any) -> None:
+        if func.namespace == "prim":  # reads an attribute, such as the device of a fake tensor
+            return
         work = self.work[POSITION.activity]
         work.num_operators += 1
         packet = func._overloadpacket
         if packet in flop_registry:
             first = next(leaf for leaf in tree_leaves(args) if isinstance(leaf, Tensor))
-            work.flops[str(first.dtype).removeprefix("torch.")] += flop_registry[packet](*args, **kwargs, out_val=out)
+            dtype = str(first.dtype).removeprefix("torch.")
+            work.flops[dtype] += flop_registry[packet](*args, **kwargs, out_val=out)
+            work.num_products[dtype] += 1
         elif func.namespace not in _COLLECTIVES and not func.is_view:
-            leaves = tree_leaves((args, kwargs, out))
+            leaves = tree_leaves((args, out))  # a tensor among the keywords is written, and is `out` too
             work.moved_bytes += sum(leaf.nbytes for leaf in leaves if _has_storage(leaf))
 
     def _mark_shards(self, func: Any, args: Any, kwargs: Any) -> None:

@@ -115,13 +115,14 @@ def _time(record: PhaseRecord, hardware: Hardware, plan: PlanSettings, time: Ste
     ranks = plan.nodes * plan.gpus_per_node
     attention = attention_flops(record) if hardware.device == "cuda" else 0.0
     flops = sum(record.work.flops.values())
+    starts = f"starts of operators {format_seconds(time.operators)}, " if time.operators else ""
     fused = f" and {attention / TERA:,.2f} of fused attention" if attention else ""
     yield "operations of a rank", f"{flops / TERA:,.2f} TFLOP of matrix products{fused}"
     yield (
         "parts at full rate",
         f"matrix products {format_seconds(time.products + time.attention)}, "
         f"other operators {format_seconds(time.memory)}, "
-        f"collectives {format_seconds(time.links)} and {format_seconds(time.latency)} of latency",
+        f"{starts}collectives {format_seconds(time.links)} and {format_seconds(time.latency)} of latency",
     )
     yield (
         "step time",

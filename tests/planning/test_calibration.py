@@ -12,7 +12,7 @@ from framework import calibrate
 from framework.config.resolvers import conf_folder, register_resolvers
 from framework.distributed.processes.environment import process_info
 from framework.errors import ConfigError
-from framework.planning import calibration
+from framework.planning import calibration, device_rates
 from framework.planning.hardware import Hardware
 from tests.support.processes.workers import WorkerPool
 
@@ -26,7 +26,7 @@ def measured_links() -> calibration.Links | None:
 
 @pytest.fixture
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(calibration, "_SIZES", SMALL)
+    monkeypatch.setattr(device_rates, "_SIZES", SMALL)
     monkeypatch.setattr(calibration, "_STORED_BYTES", 2**16)
 
 
@@ -63,9 +63,31 @@ def test_links_are_measured_on_all_ranks(workers: WorkerPool):
 
 
 def test_rates_are_operations_and_bytes_of_the_shortest_round(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(calibration, "_SIZES", SMALL)
-    monkeypatch.setattr(calibration, "seconds_of", lambda action, device: 2.0)
+    monkeypatch.setattr(device_rates, "_SIZES", SMALL)
+    monkeypatch.setattr(device_rates, "seconds_of", lambda action, device: 2.0)
     cpu = torch.device("cpu")
-    assert calibration.product_rate(3, 5, 7, torch.float32, cpu) == 3 * 5 * 7
-    assert calibration.copy_rate(cpu) == 2**16
-    assert calibration.shares_of([1.0, 3.0, 9.0], 4.0) == [0.25, 1.0]
+    assert device_rates.copy_rate(cpu) == 2**16
+    # The chain has 200 products and 200 views forward, one sum, and as many and some more backward.
+    assert 2.0 / 1400 < device_rates.operator_seconds(cpu) < 2.0 / 800
+
+
+def test_products_take_time_to_start():
+    flops = [1e6, 4e6, 1e8, 1e9]
+    exact = device_rates.fitted_rates(flops, [each / 1e11 + 3e-5 for each in flops])
+    assert (exact.peak, exact.start_seconds) == pytest.approx((1e11, 3e-5))
+    assert exact.shares == pytest.approx((1.0, 1.0))
+    # Small products are faster: nothing starts slowly, and the peak is theirs.
+    other = device_rates.fitted_rates(flops, [1e-6, 4e-6, 2e-4, 2e-3])
+    assert (other.peak, other.start_seconds, *other.shares) == pytest.approx((1e12, 0.0, 0.5, 1.0))
+    # One of two equal products took twice as long as the other.
+    uneven = device_rates.fitted_rates([1e9, 1e9, 1e6], [0.01, 0.02, 1.3e-5])
+    assert uneven.shares[1] == 1.0 and 0.4 < uneven.shares[0] <= 0.5
+
+
+def test_a_product_has_its_batch_and_shape(monkeypatch: pytest.MonkeyPatch):
+    shapes = []
+    monkeypatch.setattr(device_rates, "seconds_of", lambda action, device: shapes.append(tuple(action().shape)) or 1.0)
+    cpu = torch.device("cpu")
+    device_rates.product_seconds(1, 3, 5, 7, torch.float32, cpu)
+    device_rates.product_seconds(4, 3, 5, 7, torch.float32, cpu)
+    assert shapes == [(3, 7), (4, 3, 7)]
