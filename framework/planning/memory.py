@@ -88,6 +88,8 @@ class LiveMemory:
     def begin(self, is_second: bool = False) -> None:
         """Starts a new peak measurement. A second run repeats a step, and its peak is read with all kinds."""
         self._due_event = self._peak_event if is_second else -1
+        for block in self._blocks.values():
+            block.number = -1  # of an earlier run: its number is no block of this one
         if not is_second:
             self._kinds.clear()
         self._number = self._event = 0

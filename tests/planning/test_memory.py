@@ -24,3 +24,18 @@ def test_the_pool_of_graphs_has_room_for_the_largest_and_is_needed_besides():
     peak = memory.read_peak()
     assert peak.num_bytes == 4 * (10 + 20 + 150) and peak.by_kind["graphs"] == 4 * 150
     assert [block.num_bytes for block in peak.largest] == [600, 80, 40]
+
+
+def test_the_kind_of_a_block_that_lasts_is_not_that_of_a_new_one():
+    memory = LiveMemory()
+    memory.begin()
+    lasting = torch.zeros(5)
+    memory.add(lasting, "first step")
+    for is_second in (False, True):
+        memory.begin(is_second)
+        new = torch.zeros(7)
+        memory.add(new, "pass")
+        memory.mark([lasting], "gathered weights")
+        del new
+    by_kind = memory.read_peak().by_kind
+    assert (by_kind["activations"], by_kind["gathered weights"]) == (4 * 7, 4 * 5)
