@@ -10,7 +10,6 @@ import torch.distributed as dist
 from framework.batch import StepBatch
 from framework.data.planning.plan import StepPlan
 from framework.distributed.mesh import build_mesh, mesh_shape
-from framework.distributed.parallel.precision import Precision
 from framework.distributed.parallel.sharding import DEFAULT_SHARDING, Sharding
 from framework.distributed.processes.environment import ProcessInfo, process_info
 from framework.modules.encoder_module import EncoderModule
@@ -88,7 +87,7 @@ def both(strategy: str, *kinds: str) -> list[tuple[StepRecord, StepRecord]]:
 
 OPTIMIZERS = ["adamw", "muon", "lamb", "ema"]
 STEPS = {
-    "ddp": [*OPTIMIZERS, "lora", "fp16"],
+    "ddp": [*OPTIMIZERS, "lora"],
     "fsdp2": [*OPTIMIZERS, "lora", "every"],
     "hsdp": [*OPTIMIZERS, "lora", "every"],
     "tp": OPTIMIZERS,  # which takes no adapter
@@ -99,7 +98,7 @@ STEPS = {
 @pytest.mark.parametrize(
     ("strategy", "num_ranks", "kinds"),
     [
-        ("ddp", 2, ["muon", "fp16"]),
+        ("ddp", 2, ["muon"]),
         ("fsdp2", 2, ["adamw", "every"]),
         *(
             pytest.param(strategy, num_ranks, kinds, marks=slow)
