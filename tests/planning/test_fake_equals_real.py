@@ -30,8 +30,7 @@ def module_of(kind: str) -> EncoderModule:
     sharding = Sharding(gradient_sync="every") if kind == "every" else DEFAULT_SHARDING
     adapter = LoraSettings(2, 4.0, ("query", "value")) if kind == "lora" else None
     average = 0.9 if kind == "ema" else None
-    precision = Precision("fp16" if kind == "fp16" else "fp32")
-    module = build_module(ema_decay=average, adapter=adapter, sharding=sharding, config=FOUR_HEADS, precision=precision)
+    module = build_module(ema_decay=average, adapter=adapter, sharding=sharding, config=FOUR_HEADS)
     settings = {"muon": Muon(AdamW(lr=0.01), lr=0.01), "lamb": Lamb(lr=0.01)}.get(kind)
     if settings is not None:
         module.build_optimizer = lambda model: settings.build(model.named_parameters(), {}, torch.float32)
