@@ -127,7 +127,7 @@ def _time(record: PhaseRecord, hardware: Hardware, plan: PlanSettings, time: Ste
     yield (
         "step time",
         f"{format_seconds(time.expected)}, from {format_seconds(time.lowest)} to {format_seconds(time.highest)}; "
-        f"{time.bound} takes longest",
+        f"the longest part: {time.bound}",
     )
     rates = [record.tokens / seconds for seconds in (time.expected, time.highest, time.lowest)]
     yield "tokens a second", f"{rates[0]:,.0f}, from {rates[1]:,.0f} to {rates[2]:,.0f}"
