@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from typing import Protocol
 
 import lightning.pytorch as pl
-import torch
 from rich.console import Console
 from typing_extensions import override
 
@@ -18,6 +17,7 @@ from framework.callbacks.cadence import Cadence
 from framework.callbacks.run_log import RunLog
 from framework.modules.encoder_module import EncoderModule
 from framework.tracking.console import print_line
+from framework.tracking.quantities import format_gb, format_seconds
 
 
 @dataclass(frozen=True)
@@ -98,11 +98,11 @@ class PlanComparison(pl.Callback):
         # The first rows contain the warm-up of the device and of a growing batch.
         seconds = statistics.median(self._step_seconds[len(self._step_seconds) // 2 :])
         values["plan/step_ratio"] = seconds / values["plan/step_seconds"]
-        text = f"a step took {_seconds(seconds)}, {_percent(values['plan/step_ratio'])} of the planned time"
-        if pl_module.device.type == torch.device("cuda").type:
+        text = f"a step took {format_seconds(seconds)}, {_percent(values['plan/step_ratio'])} of the planned time"
+        if pl_module.device.type == "cuda":
             peak = self.run_log.latest["perf/memory_bytes"]
             values["plan/memory_ratio"] = peak / values["plan/memory_bytes"]
-            text += f"; rank 0 used {_gb(peak)}, {_percent(values['plan/memory_ratio'])} of the planned memory"
+            text += f"; rank 0 used {format_gb(peak)}, {_percent(values['plan/memory_ratio'])} of the planned memory"
         self.run_log.latest |= values
         print_line(f"measured: {text}", self.console)
 
@@ -118,11 +118,11 @@ class PlanComparison(pl.Callback):
         self._planned = plans[self.phase]
         values = _values(self._planned)
         self.run_log.add(values)
-        expected, lowest, highest = map(_seconds, self._planned.step_seconds)
+        expected, lowest, highest = map(format_seconds, self._planned.step_seconds)
         print_line(
             f"planned: a step takes {expected}, from {lowest} to {highest} "
             f"({values['plan/tokens_per_second']:,.0f} tokens per second); tensors of rank 0 need "
-            f"{_gb(self._planned.memory_bytes)} at the peak",
+            f"{format_gb(self._planned.memory_bytes)} at the peak",
             self.console,
         )
 
@@ -134,14 +134,6 @@ def _values(planned: PlannedPhase) -> dict[str, float]:
         "plan/step_seconds": expected,
         "plan/tokens_per_second": planned.tokens / expected,
     }
-
-
-def _seconds(seconds: float) -> str:
-    return f"{seconds:,.2f} s" if seconds >= 1 else f"{1000 * seconds:,.1f} ms"
-
-
-def _gb(num_bytes: float) -> str:
-    return f"{num_bytes / 1e9:,.2f} GB"
 
 
 def _percent(ratio: float) -> str:

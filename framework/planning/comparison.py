@@ -7,8 +7,8 @@ from framework.errors import FrameworkError
 from framework.planning.alternatives import combinations, fitted
 from framework.planning.estimate import step_time
 from framework.planning.planner import Plan, Planner
-from framework.planning.report import format_duration, format_gb, format_seconds
 from framework.planning.settings import PlanSettings
+from framework.tracking.quantities import format_duration, format_gb, format_seconds
 
 _HOUR = 3600.0
 

@@ -9,10 +9,11 @@ from framework.planning.estimate import StepTime, attention_flops, step_time, tr
 from framework.planning.fake_run import PhaseRecord
 from framework.planning.hardware import GIGA, TERA, Hardware
 from framework.planning.settings import PlanSettings
+from framework.tracking.quantities import format_duration, format_gb, format_seconds
 
 Row = tuple[str, str]
 
-_HOUR, _DAY = 3600.0, 86400.0
+_HOUR = 3600.0
 
 
 def required_bytes(record: PhaseRecord, hardware: Hardware) -> float:
@@ -172,18 +173,3 @@ def describe_plan(
         rows += describe_phase(record, hardware, plan, lengths)
     not_planned = "growth of the batch, validation, and waiting for data"
     return [*rows, ("not planned", not_planned)]
-
-
-def format_gb(num_bytes: float) -> str:
-    """Returns bytes in GB, or in MB."""
-    return f"{num_bytes / GIGA:,.2f} GB" if num_bytes >= 1e7 else f"{num_bytes / 1e6:,.2f} MB"
-
-
-def format_seconds(seconds: float) -> str:
-    """Returns seconds in s, or in ms."""
-    return f"{seconds:,.2f} s" if seconds >= 1 else f"{1000 * seconds:,.1f} ms"
-
-
-def format_duration(seconds: float) -> str:
-    """Returns seconds in days, or in hours."""
-    return f"{seconds / _DAY:,.1f} days" if seconds >= 2 * _DAY else f"{seconds / _HOUR:,.1f} hours"
