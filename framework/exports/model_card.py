@@ -111,13 +111,13 @@ def model_card(model: ExportedModel, facts: RunFacts) -> str:
     return "\n\n".join(sections) + "\n"
 
 
-def onnx_section(file: str, input_names: Sequence[str], output_names: Sequence[str]) -> str:
-    """Returns the section on the ONNX file, to append to the card."""
+def onnx_section(file: str, input_names: Sequence[str], output_names: Sequence[str], more: str = "") -> str:
+    """Returns the section on the ONNX file, to append to the card; `more` is a sentence on its outputs."""
     inputs, outputs = (", ".join(_code(name) for name in names) for names in (input_names, output_names))
     sizes = "(float32) to {} of pictures of the size in `preprocessor_config.json`, for any batch size"
     words = "(int64) to {}, for any batch size and sequence length"
     kinds = (sizes if "pixel_values" in input_names else words).format(outputs)
-    return f"\n## ONNX\n\n{_code(file)} maps {inputs} {kinds}.\n"
+    return f"\n## ONNX\n\n{_code(file)} maps {inputs} {kinds}.{more and f' {more}'}\n"
 
 
 def _front_matter(model: ExportedModel, facts: RunFacts) -> str:

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from framework.errors import CheckpointError, ConfigError
 from framework.exports.model_card import CARD_FILE, onnx_section
+from framework.exports.onnx_vectors import text_vectors
 from framework.models.config import EncoderConfig
 from framework.published.encoder_decoder import CLASS_NAME as ENCODER_DECODER
 from framework.published.families import FAMILIES
@@ -64,7 +65,7 @@ def export_onnx(folder: Path) -> Path:
     card = folder / CARD_FILE
     if card.is_file():
         with card.open("a", encoding="utf-8") as stream:
-            stream.write(onnx_section(ONNX_FILE, model.input_names, model.output_names))
+            stream.write(onnx_section(ONNX_FILE, model.input_names, model.output_names, model.describe_vectors()))
     return folder / ONNX_FILE
 
 
@@ -109,7 +110,10 @@ def write_onnx(folder: Path) -> "OnnxModel":
 
 
 class OnnxModel(nn.Module):
-    """Wrapper of a transformers class that takes tensors and returns a tuple of tensors."""
+    """Wrapper of a transformers class that takes tensors and returns a tuple of tensors.
+
+    The last of them is the vector of each text, if the task of the export computes one (`text_vectors`).
+    """
 
     def __init__(self, folder: Path) -> None:
         # Imported here, because only ONNX needs it.
@@ -142,12 +146,27 @@ class OnnxModel(nn.Module):
             outputs = self.model(**dict(zip(self.input_names, self.inputs(_EXAMPLE_SHAPE), strict=True)))
         # The export has no weights for the pooler of a base class, so its output is random.
         left_out = {"pooler_output"} if report["missing_keys"] else set()
-        self.output_names = [name for name in outputs if name not in left_out]
+        self.class_outputs = [name for name in outputs if name not in left_out]
+        self.vectors = text_vectors(folder)
+        self.output_names = [*self.class_outputs, *([] if self.vectors is None else [self.vectors.name])]
+
+    @property
+    def results(self) -> list[str]:
+        """Names of the outputs that the task is about: the vectors if there are any, otherwise all."""
+        return self.output_names if self.vectors is None else [self.vectors.name]
+
+    def describe_vectors(self) -> str:
+        """Returns a sentence on the output of vectors; empty if there is none."""
+        return "" if self.vectors is None else f"`{self.vectors.name}` holds {self.vectors.meaning}."
 
     def forward(self, *inputs: Tensor) -> tuple[Tensor, ...]:
         """Runs the class. Inputs and outputs are in the order of `input_names` and `output_names`."""
-        outputs = self.model(**dict(zip(self.input_names, inputs, strict=True)))
-        return tuple(outputs[name] for name in self.output_names)
+        by_name = dict(zip(self.input_names, inputs, strict=True))
+        outputs = self.model(**by_name)
+        of_class = tuple(outputs[name] for name in self.class_outputs)
+        if self.vectors is None:
+            return of_class
+        return (*of_class, self.vectors.compute(outputs, by_name["attention_mask"]))
 
     def inputs(self, shape: tuple[int, int, int]) -> tuple[Tensor, ...]:
         """Returns ids, mask (1 for real tokens) and segments of shape (batch, seq) or (batch, choices, seq).

@@ -108,11 +108,12 @@ def export_small_onnx(folder: Path, kind: SmallKind, rows: Sequence[TokenRow], m
     card = folder / CARD_FILE
     if card.is_file():
         with card.open("a", encoding="utf-8") as stream:
-            stream.write(onnx_section(f"onnx/{file.name}", model.input_names, model.output_names))
+            names = model.input_names, model.output_names
+            stream.write(onnx_section(f"onnx/{file.name}", *names, model.describe_vectors()))
             stream.write(
                 f"\nThe file has {_DESCRIPTIONS[kind]}. Its size is {written.size_bytes / 1e6:.1f} MB (fp32: "
                 f"{written.fp32_bytes / 1e6:.1f} MB). On {written.num_rows:,} rows of the data, its agreement with "
-                f"fp32 is {written.agreement:.4f} ({_measure_of(model.output_names)}), and its outputs differ by at "
+                f"fp32 is {written.agreement:.4f} ({_measure_of(model.results)}), and its outputs differ by at "
                 f"most {written.largest_difference:.2g}.\n"
             )
     return written
@@ -150,7 +151,7 @@ def _measured(
 
     sessions = [onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"]) for path in (original, file)]
     seconds = np.zeros(2)
-    values: dict[str, list[np.ndarray]] = {name: [] for name in model.output_names}
+    values: dict[str, list[np.ndarray]] = {name: [] for name in model.results}
     largest = 0.0
     is_regression = config.get("problem_type") == "regression"
     is_multi_label = config.get("problem_type") == "multi_label_classification"
@@ -158,10 +159,10 @@ def _measured(
         outputs = []
         for index, session in enumerate(sessions):
             start = time.perf_counter()
-            outputs.append(session.run(model.output_names, feeds))
+            outputs.append(session.run(model.results, feeds))
             seconds[index] += time.perf_counter() - start
         mask = feeds["attention_mask"] == 1
-        for name, expected, actual in zip(model.output_names, *outputs, strict=True):
+        for name, expected, actual in zip(model.results, *outputs, strict=True):
             pair = _outcomes(name, expected, actual, mask)
             largest = max(largest, float(np.abs(pair[0] - pair[1]).max()))
             if _has_scores(name) and not is_regression and (pair.shape[2] > 1 or is_multi_label):
@@ -233,4 +234,4 @@ def _agreement(name: str, pair: np.ndarray) -> float:
 def _measure_of(output_names: Sequence[str]) -> str:
     if any(_has_scores(name) for name in output_names):
         return "share of equal predictions, or the correlation of scores without labels"
-    return "mean cosine of the mean hidden states of a text"
+    return "mean cosine of the vectors of a text"

@@ -8,15 +8,18 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from framework.batch import PackedBatch
 from framework.data.planning.plan import StepSequences
 from framework.data.reading.rows import Row
 from framework.data.tokenization.tokenizer import Tokenizer
 from framework.errors import CheckpointError
 from framework.exports.huggingface import export_huggingface
+from framework.exports.onnx import OnnxModel, export_onnx
 from framework.published.pretrained import load_pretrained
 from framework.tasks.late_interaction.head import LateInteractionHead
 from framework.tasks.late_interaction.task import LateInteractionTask
 from tests.support.commands.in_process import TEXTS, train_vocabulary
+from tests.support.exports.onnx_files import padded, scores
 from tests.support.exports.random_models import random_model
 from tests.support.exports.small_exports import CONFIGS
 
@@ -42,10 +45,14 @@ def tokenizer(tmp_path_factory) -> Tokenizer:
     return Tokenizer.from_folder(folder)
 
 
+def batch_of(task: LateInteractionTask, texts: list[str], tokenizer: Tokenizer) -> PackedBatch:
+    rows, indices = [Row(0, None, {"text": text}) for text in texts], np.arange(len(texts))
+    return task.build_source(rows, tokenizer).build(StepSequences(np.zeros(len(rows)), indices, indices), 0)
+
+
 def vectors(task: LateInteractionTask, model, texts: list[str], tokenizer: Tokenizer) -> list[np.ndarray]:
     """Returns the vectors of texts that the task computes."""
-    rows, indices = [Row(0, None, {"text": text}) for text in texts], np.arange(len(texts))
-    batch = task.build_source(rows, tokenizer).build(StepSequences(np.zeros(len(rows)), indices, indices), 0)
+    batch = batch_of(task, texts, tokenizer)
     with torch.no_grad():
         return [each[0] for each in task.decode(model(batch), batch)]
 
@@ -136,3 +143,16 @@ def test_multi_vector_encoder_gives_equal_vectors_and_scores(exported):
     model = library.MultiVectorEncoder(str(exported.folder), device="cpu")
     queries, documents = model.encode_query(QUERIES), model.encode_document(DOCUMENTS)
     assert_same(exported, queries, documents, model.similarity(queries, documents))
+
+
+def test_onnx_file_gives_equal_vectors(exported, tokenizer):
+    export_onnx(exported.folder)
+    task = LateInteractionTask(**SETTINGS, expand_queries=exported.expands, side="document")
+    batch = batch_of(task, DOCUMENTS, tokenizer)
+    with torch.no_grad():
+        expected = exported.model(batch)["vectors"].split(batch.lengths)
+    outputs = scores(exported.folder, padded(batch, OnnxModel(exported.folder).input_names))
+    assert outputs.keys() == {"last_hidden_state", "token_vectors"}
+    for found, own in zip(outputs["token_vectors"], expected, strict=True):
+        np.testing.assert_allclose(found[: len(own)], own, atol=1e-4)
+        assert not found[len(own) :].any()

@@ -2,7 +2,6 @@
 
 import importlib.util
 
-import onnxruntime
 import pytest
 import torch
 import transformers
@@ -13,17 +12,11 @@ from framework.errors import CheckpointError, ConfigError
 from framework.exports import onnx as exporter
 from framework.exports.onnx import check_onnx_installed, export_onnx
 from framework.tasks.sequence_classification.head import build_sequence_classification_head
-from tests.support.exports.onnx_files import exported
+from tests.support.exports.module_files import embed_by_the_files
+from tests.support.exports.onnx_files import exported, scores
 from tests.support.exports.random_models import both_forms
 from tests.support.models import peers
 from tests.support.models.heads import ChoiceHead, SpanHead
-
-
-def scores(folder, inputs):
-    session = onnxruntime.InferenceSession(folder / "onnx" / "model.onnx")
-    assert {each.name for each in session.get_inputs()} == set(inputs)
-    names = [each.name for each in session.get_outputs()]
-    return dict(zip(names, session.run(names, {name: tensor.numpy() for name, tensor in inputs.items()}), strict=True))
 
 
 @torch.no_grad()
@@ -66,13 +59,32 @@ def test_our_own_class(tmp_path, tokenizer_dirs):
     assert_close(torch.from_numpy(scores(folder, inputs)["logits"]), peer(**inputs).logits, atol=1e-4, rtol=1e-4)
 
 
+@pytest.mark.parametrize(("pooling", "normalize"), [("mean", True), ("cls", False)])
+@torch.no_grad()
+def test_vectors_of_texts(pooling, normalize, tmp_path, tokenizer_dirs):
+    folder = exported(
+        tmp_path,
+        "bert",
+        lambda _config: nn.Identity(),
+        "embedding",
+        tokenizer_dirs,
+        pooling=pooling,
+        normalize=normalize,
+    )
+    export_onnx(folder)
+    _, inputs = both_forms("bert", (9, 30, 4))
+    expected = embed_by_the_files(folder, inputs)
+    assert_close(torch.from_numpy(scores(folder, inputs)["sentence_embedding"]), expected, atol=1e-4, rtol=1e-4)
+    assert "`sentence_embedding` holds one vector per text" in (folder / "README.md").read_text()
+
+
 @torch.no_grad()
 def test_a_file_with_other_scores_is_deleted(tmp_path, tokenizer_dirs, monkeypatch):
     folder = exported(tmp_path, "bert", lambda _config: nn.Identity(), "embedding", tokenizer_dirs)
     export_onnx(folder)
     _, inputs = both_forms("bert", (9, 4))
     # The pooler, which the export does not have, would be random.
-    assert scores(folder, inputs).keys() == {"last_hidden_state"}
+    assert scores(folder, inputs).keys() == {"last_hidden_state", "sentence_embedding"}
     right = (folder / "onnx" / "model.onnx").read_bytes()
     card = (folder / "README.md").read_text()
 

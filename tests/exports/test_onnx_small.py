@@ -96,7 +96,7 @@ def measured(monkeypatch, tmp_path, fp32, small, name, problem=None):
         lambda path, **_: SimpleNamespace(run=lambda *_: [outputs[path.name]]),
     )
     model = SimpleNamespace(
-        output_names=[name],
+        results=[name],
         input_names=["input_ids", "attention_mask"],
         has_choices=False,
         config=SimpleNamespace(pad_token_id=0),

@@ -11,12 +11,14 @@ from framework.data.planning.plan import StepSequences
 from framework.data.reading.rows import Row
 from framework.data.tokenization.tokenizer import Tokenizer
 from framework.exports.huggingface import export_huggingface
+from framework.exports.onnx import OnnxModel, export_onnx
 from framework.models.encoder import TransformerEncoder
 from framework.published.pretrained import load_pretrained
 from framework.tasks.sparse_embedding.head import SparseHead
 from framework.tasks.sparse_embedding.task import SparseEmbeddingTask
 from framework.tasks.task import TaskModel
 from tests.support.commands.in_process import TEXTS, train_vocabulary
+from tests.support.exports.onnx_files import padded, scores
 from tests.support.exports.random_models import random_model_of_kind
 from tests.support.exports.small_exports import CONFIGS
 
@@ -43,7 +45,9 @@ def exported(request, tmp_path_factory) -> SimpleNamespace:
     batch = source.build(StepSequences(np.zeros(len(rows)), indices, indices), 0)
     with torch.no_grad():
         decoded = task.decode(model(batch), batch)
-    return SimpleNamespace(folder=folder / "export", model=model, task=task, source=source, decoded=decoded)
+    return SimpleNamespace(
+        folder=folder / "export", model=model, task=task, source=source, batch=batch, decoded=decoded
+    )
 
 
 def test_contents_of_the_files(exported):
@@ -75,3 +79,13 @@ def test_sparse_encoder_gives_equal_weights_and_scores(exported):
         word for word in exported.task.assemble(exported.source, exported.decoded)[0]["words"] if "id " not in word
     ]
     assert words == [word for word, _ in model.decode(queries[0]) if word is not None]
+
+
+def test_onnx_file_gives_equal_weights(exported):
+    export_onnx(exported.folder)
+    outputs = scores(exported.folder, padded(exported.batch, OnnxModel(exported.folder).input_names))
+    assert outputs.keys() == {"logits", "word_weights"}
+    for row, texts in zip(outputs["word_weights"], exported.decoded, strict=True):
+        expected = np.zeros_like(row)
+        expected[texts[0].words] = texts[0].weights
+        np.testing.assert_allclose(row, expected, atol=1e-4)
