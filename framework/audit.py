@@ -22,12 +22,12 @@ from framework.audits.passes import gather_rows, run_audits
 from framework.config.command import command
 from framework.config.command_schema import AuditConfig
 from framework.config.dry_check import print_check
-from framework.config.evaluation_data import describe_weights, open_split, open_training, read_data_settings
 from framework.config.nodes import TARGET_KEY
 from framework.config.outputs import write_to_stdout
-from framework.config.trained import Trained, describe_trained, open_inference, open_model
 from framework.distributed.processes.environment import process_info
 from framework.errors import AuditError, ConfigError
+from framework.runs.evaluation_data import describe_weights, open_split, open_training, read_data_settings
+from framework.runs.trained import Trained, describe_trained, open_inference, open_model
 from framework.tracking.analysis.audits import format_cell, write_audit
 from framework.tracking.analysis.report import draw_pictures, write_report
 from framework.tracking.console import open_console, print_line

@@ -23,15 +23,15 @@ import framework.metrics.import_torchmetrics  # noqa: F401  must come before Lig
 from framework.config.command import command
 from framework.config.command_schema import EvaluateConfig
 from framework.config.dry_check import print_check
-from framework.config.evaluation_data import describe_weights, open_split, read_data_settings
 from framework.config.outputs import open_output, write_to_stdout
-from framework.config.trained import Trained, describe_trained, open_inference, open_model
 from framework.data.fact_warnings import warnings_of
 from framework.data.facts import facts_of, without_texts
 from framework.distributed.processes.environment import process_info
 from framework.modules.evaluation import SplitEvaluation
 from framework.modules.explanations.split_explanations import explain_split
 from framework.modules.inference import Inference
+from framework.runs.evaluation_data import describe_weights, open_split, read_data_settings
+from framework.runs.trained import Trained, describe_trained, open_inference, open_model
 from framework.tasks.explained_split import SplitExplanations
 from framework.tracking.analysis.content import split_analysis, worst_rows, write_analysis
 from framework.tracking.analysis.explanations import EXPLANATIONS, explanation_values

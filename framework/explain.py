@@ -19,17 +19,17 @@ import framework.distributed.processes.early_check  # noqa: F401  must come befo
 from framework.config.command import command
 from framework.config.command_schema import ExplainConfig
 from framework.config.dry_check import print_check
-from framework.config.explained_rows import NOTHING_EXPLAINED, coloured, exact_explanation, explanation
-from framework.config.input_rows import InputRow, read_input_rows, read_settings
-from framework.config.joined_rows import join_rows, report_bad_rows
 from framework.config.outputs import open_output, write_to_stdout
-from framework.config.prediction_files import find_writer, write_rows
-from framework.config.trained import Trained, describe_trained, open_inference, open_trained
-from framework.config.training_influence import TrainingRows, open_training_rows
 from framework.data.planning.plan import SequenceSource
 from framework.distributed.processes.environment import process_info
 from framework.errors import ConfigError
+from framework.inference.explained_rows import NOTHING_EXPLAINED, coloured, exact_explanation, explanation
+from framework.inference.input_rows import InputRow, read_input_rows, read_settings
+from framework.inference.joined_rows import join_rows, report_bad_rows
+from framework.inference.prediction_files import find_writer, write_rows
+from framework.inference.training_influence import TrainingRows, open_training_rows
 from framework.modules.explanations.attribution import attribute
+from framework.runs.trained import Trained, describe_trained, open_inference, open_trained
 from framework.tasks.explained_fields import ExplainedFields
 from framework.tasks.explanation import ExactlyExplained, TokenSpans
 from framework.tasks.task import Task

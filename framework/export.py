@@ -13,12 +13,8 @@ import framework.distributed.processes.early_check  # noqa: F401  must come befo
 from framework.config.command import command, resolve_config
 from framework.config.command_schema import ExportConfig
 from framework.config.dry_check import print_check
-from framework.config.export_comparison import compare_with_transformers
-from framework.config.exporting import EXPORT_FOLDER, exported_record, onnx_rows, write_export
 from framework.config.nodes import check_arguments
 from framework.config.outputs import write_to_stdout
-from framework.config.trained import describe_trained, open_trained
-from framework.config.weights import find_adapter, find_run
 from framework.distributed.processes.environment import process_info
 from framework.errors import ConfigError, DistributedError
 from framework.exports.adapters import check_adapter_target, export_adapter
@@ -28,6 +24,10 @@ from framework.exports.new_folder import check_new_folder
 from framework.exports.onnx import check_onnx_installed, export_onnx
 from framework.exports.onnx_pictures import export_picture_onnx
 from framework.exports.onnx_small import export_small_onnx
+from framework.inference.export_comparison import compare_with_transformers
+from framework.runs.exporting import EXPORT_FOLDER, exported_record, onnx_rows, write_export
+from framework.runs.trained import describe_trained, open_trained
+from framework.runs.weights import find_adapter, find_run
 
 
 @command("export")

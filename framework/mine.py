@@ -19,7 +19,13 @@ from framework.config.dry_check import print_check
 from framework.config.mine_schema import MineConfig
 from framework.config.nodes import check_arguments
 from framework.config.outputs import check_output_differs, write_to_stdout
-from framework.config.trained import (
+from framework.distributed.processes.environment import ProcessInfo, process_info
+from framework.errors import ConfigError, counted
+from framework.mining.mining import OpenedModel, mine_negatives
+from framework.mining.parts import MinedCounts, check_output
+from framework.mining.texts import MinedTexts, read_texts
+from framework.retrieval.approximate import import_faiss
+from framework.runs.trained import (
     Trained,
     build_inference,
     describe_trained,
@@ -27,12 +33,6 @@ from framework.config.trained import (
     open_model,
     open_trained,
 )
-from framework.distributed.processes.environment import ProcessInfo, process_info
-from framework.errors import ConfigError, counted
-from framework.mining.mining import OpenedModel, mine_negatives
-from framework.mining.parts import MinedCounts, check_output
-from framework.mining.texts import MinedTexts, read_texts
-from framework.retrieval.approximate import import_faiss
 from framework.tasks.embedding.task import EmbeddingTask
 from framework.tasks.reranking.task import RerankingTask
 from framework.tracking.pass_bars import pass_bars

@@ -14,18 +14,18 @@ from typing import Any
 from omegaconf import DictConfig
 
 import framework.distributed.processes.early_check  # noqa: F401  must come before Lightning
-from framework.config.adapter_prediction import open_adapter_rows
 from framework.config.command import command
 from framework.config.command_schema import PredictConfig
 from framework.config.dry_check import print_check
-from framework.config.input_rows import read_input_rows, read_settings
-from framework.config.joined_rows import join_rows, report_bad_rows
 from framework.config.outputs import open_output
-from framework.config.prediction_files import find_writer, with_columns, write_rows
-from framework.config.trained import describe_trained, open_inference, open_model, open_trained
-from framework.config.vector_files import holds_vectors
-from framework.config.vector_prediction import predict_vectors
 from framework.distributed.processes.environment import process_info
+from framework.inference.adapter_prediction import open_adapter_rows
+from framework.inference.input_rows import read_input_rows, read_settings
+from framework.inference.joined_rows import join_rows, report_bad_rows
+from framework.inference.prediction_files import find_writer, with_columns, write_rows
+from framework.inference.vector_files import holds_vectors
+from framework.inference.vector_prediction import predict_vectors
+from framework.runs.trained import describe_trained, open_inference, open_model, open_trained
 
 
 @command("predict")

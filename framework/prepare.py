@@ -66,7 +66,7 @@ run = prepare.run
 def _name_model(corpus: CorpusConfig) -> NameModel | None:
     if corpus.personal_data_model is None:
         return None
-    from framework.config.name_model import TrainedNames  # other preparations need no model
+    from framework.inference.name_model import TrainedNames  # other preparations need no model
 
     return TrainedNames.of(corpus.personal_data_model, corpus.personal_data_types)
 

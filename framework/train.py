@@ -14,21 +14,21 @@ from omegaconf import DictConfig
 
 import framework.distributed.processes.early_check  # must come before Lightning
 import framework.metrics.import_torchmetrics  # noqa: F401  must come before Lightning
-from framework.config.assembly import assemble_run
 from framework.config.command import command, resolve_config
 from framework.config.dry_check import print_check
-from framework.config.ending import complete_run
-from framework.config.phase_training import is_run_finished, train_phases
 from framework.config.records import modules_of
-from framework.config.run_check import describe_run, planned_process
-from framework.config.run_lock import lock_run_folder, wait_limit
 from framework.config.schema import TrainConfig
-from framework.config.wandb_run import log_model_if_configured
 from framework.distributed.device import device_type
 from framework.distributed.processes.environment import process_info
 from framework.distributed.processes.host_memory import keep_freed_memory
 from framework.distributed.processes.process_group import process_group
 from framework.planning.background import plan_of
+from framework.runs.assembly import assemble_run
+from framework.runs.check import describe_run, planned_process
+from framework.runs.ending import complete_run
+from framework.runs.lock import lock_run_folder, wait_limit
+from framework.runs.phase_training import is_run_finished, train_phases
+from framework.runs.wandb_run import log_model_if_configured
 from framework.sweeps.search import OptunaSweeper
 from framework.sweeps.slurm import SlurmLauncher
 from framework.sweeps.start import check_own_process

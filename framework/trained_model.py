@@ -7,15 +7,15 @@ import numpy as np
 
 import framework.distributed.processes.early_check  # noqa: F401  must come before Lightning
 from framework.config.command_schema import InferenceConfig
-from framework.config.input_rows import read_python_rows
-from framework.config.joined_rows import join_rows
 from framework.config.nodes import check_arguments
-from framework.config.trained import Trained, build_inference, check_names_task, open_model
 from framework.data.tokenization.tokenizer import Tokenizer
 from framework.distributed.processes.environment import process_info
 from framework.errors import DistributedError
+from framework.inference.input_rows import read_python_rows
+from framework.inference.joined_rows import join_rows
 from framework.modules.inference import Inference
 from framework.modules.pooled import pooled_inference
+from framework.runs.trained import Trained, build_inference, check_names_task, open_model
 from framework.tasks.embedding.task import EmbeddingTask
 from framework.tasks.task import Task, TaskModel
 

@@ -7,10 +7,10 @@ from typing import Any
 import pytest
 
 from framework.config.command_schema import EvaluateConfig
-from framework.config.evaluation_data import describe_weights
 from framework.config.shared_schema import PrecisionConfig
 from framework.errors import ConfigError
 from framework.evaluate import add_to_report, report_folder
+from framework.runs.evaluation_data import describe_weights
 
 
 def settings(**changes: Any) -> EvaluateConfig:

@@ -11,10 +11,10 @@ from framework.audits.intervals import wilson
 from framework.audits.labels import check_one_text, check_single_labels
 from framework.audits.own_rows import check_editable, chosen_rows
 from framework.audits.word_candidates import Words, open_masked_words, word_candidates
-from framework.config.trained import Trained
 from framework.data.reading.rows import Row
 from framework.errors import ConfigError, check_above_zero, check_at_least
 from framework.modules.inference import Inference
+from framework.runs.trained import Trained
 
 _NAME = "attack"
 _DECIMALS = 5

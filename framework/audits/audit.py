@@ -12,10 +12,10 @@ from functools import cached_property
 from typing import Any
 
 from framework.audits.intervals import Interval
-from framework.config.trained import Trained
 from framework.data.personal_data.masking import TextMasking
 from framework.data.planning.plan import SequenceSource
 from framework.modules.inference import Inference
+from framework.runs.trained import Trained
 
 Texts = Mapping[str, str]
 """Values of one row to predict, by field of the task (`Task.fields`)."""

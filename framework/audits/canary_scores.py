@@ -10,7 +10,6 @@ from framework.audits.audit import Subject
 from framework.audits.masked_copies import MaskedCopies, encoded_sentences, pseudo_log_likelihoods
 from framework.audits.masked_words import masked_word_inference, masked_word_task
 from framework.audits.row_losses import ChosenItems, item_losses
-from framework.config.task_parts import build_data_component
 from framework.data.canaries import (
     CANARIES,
     PREFIX_WORDS,
@@ -27,6 +26,7 @@ from framework.data.reading.documents import text_hash
 from framework.data.store_data import StoreData
 from framework.errors import ConfigError
 from framework.modules.inference import Inference
+from framework.runs.task_parts import build_data_component
 from framework.tasks.sequence_classification.features import classification_source
 from framework.tasks.sequence_classification.task import SequenceClassificationTask
 

@@ -14,11 +14,11 @@ import numpy as np
 
 from framework.audits.masked_words import masked_word_task
 from framework.config.command_schema import TrainedConfig
-from framework.config.trained import Trained, build_inference, open_model
 from framework.data.tokenization.tokenizer import Tokenizer
 from framework.distributed.processes.environment import process_info
 from framework.errors import ConfigError
 from framework.modules.inference import Inference
+from framework.runs.trained import Trained, build_inference, open_model
 from framework.tasks.pretraining.blanks import BlankSource, BlankText
 
 _WORD = re.compile(r"[\u4e00-\u9fff]|[^\W_\u4e00-\u9fff]+(?:['’][^\W_\u4e00-\u9fff]+)*")

@@ -1,1 +1,1 @@
-"""Validated settings from Hydra configs, and the objects of a run that are built from them."""
+"""Settings of all commands: composed by Hydra, checked, and masked in records; outputs, messages and exit codes."""

@@ -212,7 +212,7 @@ class PredictConfig(InferenceConfig):
         on_bad_row: Handling of rows that cannot be predicted: "error" stops, "skip" returns nulls and an `error` for
             them.
         output: Output file; its suffix selects JSONL, CSV, TSV or CoNLL, or for embeddings .npy or .parquet
-            (`framework.config.vector_files`); null: standard output.
+            (`framework.inference.vector_files`); null: standard output.
         output_columns: Predicted key or kept column of each column of the output, by its name there; null: all of them.
     """
 

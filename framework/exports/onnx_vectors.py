@@ -26,7 +26,7 @@ class TextVectors:
 
     Attributes:
         name: Name of the output.
-        meaning: What it holds, for the model card.
+        meaning: Description of its contents, for the model card.
         compute: Function of the outputs of the class by name, with shape (batch, seq, channels), and of the attention
             mask (batch, seq), 1 for real tokens.
     """

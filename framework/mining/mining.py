@@ -14,7 +14,6 @@ import torch
 from torch import Tensor
 
 from framework.config.mine_schema import MineConfig
-from framework.config.trained import Trained
 from framework.data.tokenization.tokenizer import Tokenizer
 from framework.distributed.processes.agreement import (
     check_agreement,
@@ -32,6 +31,7 @@ from framework.modules.inference import Inference
 from framework.retrieval.approximate import build_index, search_index
 from framework.retrieval.negatives import Candidates, Rescore, Rules
 from framework.retrieval.search import nearest
+from framework.runs.trained import Trained
 from framework.tasks.reranking.task import RerankingTask
 from framework.tracking.pass_bars import Advance
 

@@ -11,10 +11,10 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from framework.config.prediction_files import json_lines
 from framework.distributed.processes.agreement import on_every_rank
 from framework.errors import ConfigError, DataError
 from framework.files import replacing, write_atomic
+from framework.inference.prediction_files import json_lines
 
 
 @dataclass

@@ -10,11 +10,11 @@ from typing import Literal
 
 import numpy as np
 
-from framework.config.vector_files import Kept, VectorArray, write_vectors
 from framework.data.reading.rows import Row
 from framework.data.tokenization.tokenizer import Tokenizer
 from framework.distributed.processes.agreement import first_rank_value, on_every_rank
 from framework.errors import DataError
+from framework.inference.vector_files import Kept, VectorArray, write_vectors
 from framework.modules.inference import Inference
 from framework.retrieval.search import unit
 from framework.tasks.embedding.task import EmbeddingTask

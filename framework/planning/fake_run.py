@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from typing import Any
 
 from framework.batch import StepBatch
-from framework.config.assembly import AssembledPhase, assemble_run
 from framework.data.planning.auto_budget import MEMORY_FRACTION, Trial, best_budget, trial_batch
 from framework.data.planning.plan import StepPlan
 from framework.distributed.mesh import MeshShape, build_mesh
@@ -16,6 +15,7 @@ from framework.planning.fake_cuda import CPU, CUDA, fake_cuda
 from framework.planning.fake_world import fake_environment, fake_process_group
 from framework.planning.recorder import Work
 from framework.planning.step_record import RecordedModule, StepRecord, small_heap
+from framework.runs.assembly import AssembledPhase, assemble_run
 
 TRACED_MICRO_BATCHES = 2
 """Micro-batches of the step that is traced. All but the last one of a step do the same."""

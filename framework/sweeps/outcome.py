@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from framework.config.supervision import LOGS_FOLDER
 from framework.distributed.processes.failure_file import FAILURE_FILE, read_failure
 from framework.errors import DistributedError
+from framework.runs.supervision import LOGS_FOLDER
 from framework.sweeps.plan import Job
 from framework.tracking.summary_file import SUMMARY_FILE, read_summary
 

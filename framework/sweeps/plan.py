@@ -12,13 +12,13 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.types import HydraContext
 from omegaconf import DictConfig, open_dict
 
-from framework.config.build import build_settings
 from framework.config.command import resolve_config
 from framework.config.identity import check_same_run
-from framework.config.run_folder import read_config
 from framework.config.schema import TrainConfig
 from framework.config.secrets import masked
 from framework.errors import ConfigError
+from framework.runs.build import build_settings
+from framework.runs.folder import read_config
 from framework.tracking.run_files import CONFIG_FILE
 from framework.tracking.run_status import named_run
 

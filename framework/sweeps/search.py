@@ -16,10 +16,10 @@ from omegaconf import DictConfig
 from rich.console import Console
 from typing_extensions import override
 
-from framework.config.build import build_settings
 from framework.config.plugins import PLUGIN_MODULE
 from framework.config.shared_schema import at_least
 from framework.errors import ConfigError, check_choice
+from framework.runs.build import build_settings
 from framework.sweeps.closing import close_sweep
 from framework.sweeps.launcher import SweepLauncher
 from framework.sweeps.outcome import Outcome

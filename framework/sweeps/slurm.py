@@ -13,10 +13,10 @@ from typing_extensions import override
 
 from framework.config.plugins import PLUGIN_MODULE
 from framework.config.shared_schema import at_least
-from framework.config.supervision import LOGS_FOLDER
 from framework.distributed.processes.stop_signals import StopSignals
 from framework.errors import ConfigError
 from framework.files import parse_json, write_private
+from framework.runs.supervision import LOGS_FOLDER
 from framework.sweeps.launcher import SweepLauncher
 from framework.sweeps.outcome import FolderState, Outcome, classify_exit, folder_state, output_file
 from framework.sweeps.plan import Job, Sweep, command_flags

@@ -11,15 +11,15 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
-from framework.config.assembled_run import AssembledRun
-from framework.config.assembly import assemble_run
-from framework.config.build import build_settings
 from framework.config.identity import GROWING_KEYS, flatten
-from framework.config.run_folder import read_config
 from framework.config.shared_schema import at_least
 from framework.distributed.device import device_type
 from framework.distributed.processes.environment import ProcessInfo
 from framework.errors import ConfigError, FrameworkError
+from framework.runs.assembled_run import AssembledRun
+from framework.runs.assembly import assemble_run
+from framework.runs.build import build_settings
+from framework.runs.folder import read_config
 from framework.sweeps.outcome import DONE, Outcome
 from framework.sweeps.plan import Job, Sweep
 from framework.tracking.run_files import CONFIG_FILE

@@ -15,10 +15,12 @@ FLOORS = {
     "distributed": 4, "checkpoint": 4, "exports": 4,
     "modules": 5, "datamodules": 5, "callbacks": 5, "tracking": 5,
     "config": 6,
-    "sweeps": 7, "audits": 7, "mining": 7, "planning": 7,
-    "prepare": 8, "train": 8, "evaluate": 8, "predict": 8, "explain": 8, "audit": 8, "mine": 8, "report": 8,
-    "export": 8, "plan": 8, "status": 8, "preflight": 8, "calibrate": 8, "launch": 8, "trained_model": 8,
-    "__main__": 9,
+    "runs": 7,
+    "inference": 8,
+    "sweeps": 9, "audits": 9, "mining": 9, "planning": 9,
+    "prepare": 10, "train": 10, "evaluate": 10, "predict": 10, "explain": 10, "audit": 10, "mine": 10, "report": 10,
+    "export": 10, "plan": 10, "status": 10, "preflight": 10, "calibrate": 10, "launch": 10, "trained_model": 10,
+    "__main__": 11,
 }  # fmt: skip
 SIBLINGS = {
     ("published", "models"),

@@ -22,7 +22,6 @@ from hydra import compose, initialize_config_dir
 import framework.distributed.processes.early_check
 import framework.metrics.import_torchmetrics  # noqa: F401  must come before Lightning
 from framework.batch import StepBatch
-from framework.config.assembly import assemble_run
 from framework.config.command import resolve_config
 from framework.config.nodes import check_component
 from framework.config.resolvers import conf_folder, register_resolvers
@@ -32,6 +31,7 @@ from framework.planning.drawn_store import Lengths, write_drawn_store
 from framework.planning.estimate import step_time
 from framework.planning.fake_run import PhaseRecord, record_phases
 from framework.planning.hardware import Hardware
+from framework.runs.assembly import assemble_run
 
 SIZES = {"4 layers x 128": (4, 128), "6 layers x 256": (6, 256), "12 layers x 384": (12, 384)}
 PRECISIONS = ("fp32", "bf16")

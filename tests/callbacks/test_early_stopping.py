@@ -14,10 +14,10 @@ from framework.callbacks.cadence import Cadence
 from framework.callbacks.early_stopping import EarlyStopping, Patience
 from framework.checkpoint.layout import complete_checkpoints, newest_complete, step_of
 from framework.checkpoint.retention import Retention
-from framework.config.run_folder import RunFolder
-from framework.config.session import is_finished
 from framework.errors import ConfigError
 from framework.modules.encoder_module import EncoderModule
+from framework.runs.folder import RunFolder
+from framework.runs.session import is_finished
 from framework.tracking.analysis.closing_table import print_closing_table
 from framework.tracking.study import StudyTrial, create_study
 from tests.support.processes.workers import WorkerPool

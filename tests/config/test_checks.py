@@ -9,7 +9,6 @@ import pytest
 import transformers
 from hydra import compose, initialize_config_dir
 
-from framework.config.build import build_settings
 from framework.config.checks import (
     check_relative_bias,
     check_tensor_parallel,
@@ -19,13 +18,14 @@ from framework.config.checks import (
 from framework.config.command import resolve_config
 from framework.config.identity import identity_text
 from framework.config.resolvers import conf_folder, register_resolvers
-from framework.config.task_parts import data_kind
 from framework.data.store_data import StoreData
 from framework.data.tokenization.tokenizer import Tokenizer
 from framework.distributed.parallel.precision import Precision
 from framework.errors import ConfigError
 from framework.models.config import EncoderConfig
 from framework.published.pretrained import load_pretrained
+from framework.runs.build import build_settings
+from framework.runs.task_parts import data_kind
 from framework.tasks.embedding.task import EmbeddingTask
 from framework.tasks.pretraining.task import PretrainingTask
 from tests.support.data.sequences import NumberedSource

@@ -12,8 +12,6 @@ from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from framework.audits.audit import Audit
-from framework.config.augmenting import build_augmentation
-from framework.config.build import build_settings
 from framework.config.command import resolve_config
 from framework.config.command_schema import (
     AuditConfig,
@@ -34,6 +32,8 @@ from framework.data.planning.batch_size import TokenSteps
 from framework.models.config import EncoderConfig
 from framework.planning.hardware import Hardware
 from framework.planning.settings import PlanConfig
+from framework.runs.augmenting import build_augmentation
+from framework.runs.build import build_settings
 from framework.sweeps.search import OptunaSweeper
 from framework.sweeps.slurm import SlurmLauncher
 from framework.sweeps.torchrun import TorchrunLauncher

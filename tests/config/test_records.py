@@ -7,10 +7,10 @@ import pytest
 
 from framework.config.nodes import check_component
 from framework.config.records import Record, modules_of
-from framework.config.task_parts import data_kind
-from framework.config.trained import build_task
 from framework.data.examples.table import TableData
 from framework.errors import CheckpointError, ConfigError
+from framework.runs.task_parts import data_kind
+from framework.runs.trained import build_task
 from framework.tasks.sequence_classification.task import SequenceClassificationTask
 from framework.tasks.task import Task
 from tests.support.tasks.recorded import recorded

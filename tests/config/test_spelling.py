@@ -6,13 +6,13 @@ from typing import Any
 import pytest
 from hydra import compose, initialize_config_dir
 
-from framework.config.build import build_settings
 from framework.config.command import resolve_config
 from framework.config.command_schema import PredictConfig
 from framework.config.nodes import check_arguments, check_value
 from framework.config.resolvers import conf_folder, register_resolvers
 from framework.config.schema import TrainConfig
 from framework.errors import ConfigError
+from framework.runs.build import build_settings
 
 EXPERIMENT = [
     *("experiment=finetune_imdb", "logger=none", "data=table", "data.train=rows.csv"),

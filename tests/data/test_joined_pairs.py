@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 from transformers import AutoTokenizer
 
-from framework.config.run_folder import RunFolder, check_same_data, write_start
 from framework.data.layout import lay_out
 from framework.data.planning.plan import StepSequences
 from framework.data.preparation.prepare import StoreSpec, prepare_store
@@ -17,6 +16,7 @@ from framework.data.tokenization.tokenizer import Tokenizer
 from framework.data.tokenization.word_counts import WordCounts
 from framework.data.tokenization.wordpiece_training import WordPieceTraining
 from framework.errors import ConfigError, DataError
+from framework.runs.folder import RunFolder, check_same_data, write_start
 from framework.tasks.multiple_choice.data import ChoiceExample
 from framework.tasks.multiple_choice.features import choice_source
 from framework.tasks.pretraining.task import PretrainingTask

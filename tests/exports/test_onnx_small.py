@@ -7,11 +7,11 @@ import onnx
 import onnxruntime
 import pytest
 
-from framework.config.exporting import onnx_rows
 from framework.errors import CheckpointError, ConfigError
 from framework.exports import onnx_small
 from framework.exports.onnx import write_onnx
 from framework.exports.onnx_small import TokenRow, export_small_onnx
+from framework.runs.exporting import onnx_rows
 from framework.tasks.sequence_classification.head import build_sequence_classification_head
 from tests.support.exports.onnx_files import converted, exported
 from tests.support.models.heads import SpanHead

@@ -374,7 +374,7 @@ def test_an_unexpected_error_is_one_sentence_and_a_file_with_its_traceback(here,
     def broken(*_: object) -> None:
         raise RuntimeError("a bug of ours")
 
-    monkeypatch.setattr("framework.config.assembly.build_parts", broken)
+    monkeypatch.setattr("framework.runs.assembly.build_parts", broken)
     outcome = call("train", *FINETUNE)
     assert outcome.code == 1
     first, second = outcome.err.splitlines()
@@ -390,7 +390,7 @@ def test_ctrl_c_before_the_training_is_one_word(here, call, monkeypatch):
     def interrupted(*_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("framework.config.assembly.build_parts", interrupted)
+    monkeypatch.setattr("framework.runs.assembly.build_parts", interrupted)
     outcome = call("train", *FINETUNE)
     assert (outcome.code, outcome.err) == (130, "interrupted\n")
 

@@ -13,9 +13,9 @@ import yaml
 
 from framework.config.command_schema import PredictConfig
 from framework.config.shared_schema import PrecisionConfig
-from framework.config.trained import build_trained_model, open_trained
 from framework.data.reading.rows import Row
 from framework.errors import FrameworkError
+from framework.runs.trained import build_trained_model, open_trained
 from tests.support.commands.in_process import FINETUNE, TEXTS
 
 DELETED = object()

@@ -10,14 +10,14 @@ import pytest
 
 from framework import load
 from framework.config.command_schema import ExplainConfig
-from framework.config.input_rows import read_input_rows
 from framework.config.shared_schema import PrecisionConfig
-from framework.config.trained import open_inference, open_trained
-from framework.config.training_influence import open_training_rows
 from framework.data.reading.rows import Row
 from framework.errors import ConfigError, FrameworkError
 from framework.explain import chosen_names
+from framework.inference.input_rows import read_input_rows
+from framework.inference.training_influence import open_training_rows
 from framework.modules.explanations.influence import influences
+from framework.runs.trained import open_inference, open_trained
 from framework.tasks.embedding.task import EmbeddingTask
 from framework.tasks.explanation import Explained
 from framework.tasks.question_answering.task import QuestionAnsweringTask

@@ -8,11 +8,11 @@ import torch
 import transformers
 
 from framework.config.command_schema import ExportConfig
-from framework.config.export_comparison import compare_with_transformers
-from framework.config.trained import open_trained
 from framework.data.tokenization.byte_level_training import ByteLevelBpeTraining
 from framework.data.tokenization.word_counts import WordCounts
 from framework.errors import CheckpointError
+from framework.inference.export_comparison import compare_with_transformers
+from framework.runs.trained import open_trained
 from tests.support.commands.in_process import TEXTS, train_vocabulary
 from tests.support.models import peers
 

@@ -22,9 +22,9 @@ import framework.predict
 import framework.train
 from framework import load
 from framework.batch import PackedBatch
-from framework.config.input_rows import read_python_rows
 from framework.data.examples.table import TableData
 from framework.errors import CheckpointError, ConfigError, DataError, DistributedError
+from framework.inference.input_rows import read_python_rows
 from tests.support.tasks.commands import example, prepare
 
 SMALL = ("trainer.max_steps=2", "trainer.val_every_n_steps=2", "trainer.report_examples=0", "run.id=one")

@@ -14,9 +14,9 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from framework.config import vector_files
 from framework.data.examples.splits import same_text
 from framework.data.tokenization.tokenizer import Tokenizer
+from framework.inference import vector_files
 from framework.mining import rows
 from framework.modules.inference import Inference
 from framework.tasks.embedding.data import TextPairData

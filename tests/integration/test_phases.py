@@ -10,14 +10,14 @@ from hydra import compose, initialize_config_dir
 
 from framework import train
 from framework.checkpoint.load import read_full_state
-from framework.config import build
-from framework.config.assembly import assemble_run
 from framework.config.command import resolve_config
 from framework.config.resolvers import conf_folder, register_resolvers
-from framework.config.weights import find_weights
 from framework.distributed.processes.environment import ProcessInfo
 from framework.errors import ConfigError
 from framework.modules.encoder_module import EncoderModule
+from framework.runs import build
+from framework.runs.assembly import assemble_run
+from framework.runs.weights import find_weights
 from tests.support.commands.torchrun import WAIT_SECONDS
 from tests.support.processes.ranks import Ranks
 from tests.support.training.tiny_run import arguments, make_store, rows, summary

@@ -14,13 +14,9 @@ from hydra import compose, initialize_config_dir
 from framework import evaluate, export, train
 from framework.batch import StepBatch
 from framework.checkpoint.load import read_full_state
-from framework.config.assembled_run import AssembledPhase
-from framework.config.assembly import assemble_run
 from framework.config.checks import check_task_is_split
 from framework.config.command import resolve_config
 from framework.config.resolvers import conf_folder, register_resolvers
-from framework.config.session import _step_flops
-from framework.config.weights import find_weights
 from framework.data.planning.plan import StepSequences
 from framework.data.tokenization.tokenizer import Tokenizer
 from framework.distributed.processes.environment import ProcessInfo
@@ -28,6 +24,10 @@ from framework.errors import ConfigError
 from framework.models.encoder import TransformerEncoder
 from framework.modules.encoder_module import EncoderModule
 from framework.modules.step_runner import StepRunner
+from framework.runs.assembled_run import AssembledPhase
+from framework.runs.assembly import assemble_run
+from framework.runs.session import _step_flops
+from framework.runs.weights import find_weights
 from framework.tasks.pretraining.generator import GeneratorSize
 from framework.tasks.pretraining.replaced_tokens import ReplacedTokensTask
 from framework.tasks.task import TaskModel

@@ -8,8 +8,8 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from framework.config import vector_files
 from framework.errors import DataError
+from framework.inference import vector_files
 from tests.support.commands.in_process import run_command
 from tests.support.tasks.commands import prepare
 

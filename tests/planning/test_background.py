@@ -14,10 +14,10 @@ from typing import IO, Any
 import pytest
 
 from framework import train
-from framework.config.run_folder import read_config
 from framework.errors import ConfigError
 from framework.planning import background
 from framework.planning.background import BackgroundPlan, planned_phases
+from framework.runs.folder import read_config
 from tests.support.commands.in_process import FINETUNE, LABELS, TEXTS, train_vocabulary, write_rows
 from tests.support.needs import slow
 

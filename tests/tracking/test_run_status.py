@@ -12,11 +12,11 @@ from typing import Any
 
 import pytest
 
-from framework.config.run_folder import RunFolder, write_start
-from framework.config.session import task_record
 from framework.distributed.processes.beats import Beat, Beats
 from framework.distributed.processes.failure_report import FailureReport
 from framework.errors import ConfigError, DataError
+from framework.runs.folder import RunFolder, write_start
+from framework.runs.session import task_record
 from framework.status import find_runs, run, status, with_pending
 from framework.sweeps.outcome import FolderState, Outcome, classify_exit, output_file
 from framework.sweeps.plan import Job, Sweep

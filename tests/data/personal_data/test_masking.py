@@ -6,8 +6,6 @@ from dataclasses import replace
 import pytest
 
 from framework.config.command_schema import PredictConfig
-from framework.config.evaluation_data import portable_data
-from framework.config.input_rows import read_input_rows, read_python_rows
 from framework.config.shared_schema import PrecisionConfig
 from framework.data.examples.table import TableData
 from framework.data.personal_data.kinds import Detection, Find
@@ -16,6 +14,8 @@ from framework.data.tokenization.tokenizer import Tokenizer
 from framework.data.tokenization.word_counts import WordCounts
 from framework.data.tokenization.wordpiece_training import WordPieceTraining
 from framework.errors import ConfigError, DataError
+from framework.inference.input_rows import read_input_rows, read_python_rows
+from framework.runs.evaluation_data import portable_data
 from framework.tasks.embedding.data import TextPairData
 from framework.tasks.multiple_choice.data import ChoiceData
 from framework.tasks.multiple_choice.task import MultipleChoiceTask

@@ -15,15 +15,15 @@ from torch.utils._pytree import tree_leaves
 from framework.callbacks.cadence import Cadence
 from framework.checkpoint.layout import newest_complete
 from framework.checkpoint.load import load_checkpoint
-from framework.config.build import Parts, build_module
 from framework.config.identity import check_same_run
-from framework.config.task_parts import build_model
 from framework.distributed.parallel.activation_checkpoint import ActivationCheckpointing, apply_activation_checkpointing
 from framework.distributed.parallel.precision import Precision
 from framework.errors import ConfigError
 from framework.models.encoder import TransformerEncoder
 from framework.nn import attention_backend
 from framework.nn.dropout import dropout_base, token_keys
+from framework.runs.build import Parts, build_module
+from framework.runs.task_parts import build_model
 from tests.support.models.fixed_shape import PACKS, fixed_shape_batch
 from tests.support.models.loading import save_checkpoint
 from tests.support.models.shapes import BERT

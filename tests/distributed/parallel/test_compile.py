@@ -18,11 +18,8 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn.functional import scaled_dot_product_attention
 
 from framework.callbacks.cadence import Cadence
-from framework.config.build import Parts, build_module
 from framework.config.checks import check_device
 from framework.config.identity import check_same_run
-from framework.config.session import as_run
-from framework.config.task_parts import build_model
 from framework.distributed.parallel.activation_checkpoint import ActivationCheckpointing, apply_activation_checkpointing
 from framework.distributed.parallel.compile import apply_compile, resolve_compile
 from framework.distributed.parallel.precision import Precision
@@ -33,6 +30,9 @@ from framework.nn import attention as attention_module
 from framework.nn import attention_backend, dropout
 from framework.nn.dropout import dropout_base, dropout_mask, token_keys
 from framework.nn.rotary import apply_rotary
+from framework.runs.build import Parts, build_module
+from framework.runs.session import as_run
+from framework.runs.task_parts import build_model
 from tests.support.models.fixed_shape import PACKS, fixed_shape_batch
 from tests.support.models.shapes import BERT, MODERN
 from tests.support.processes.workers import WorkerPool
@@ -207,7 +207,7 @@ def test_one_shape_too_many_is_an_error_instead_of_slow_code() -> None:
 
 
 def test_the_config_reaches_the_module_and_is_free_to_change(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("framework.config.build.multiplies_bf16", lambda _: True)
+    monkeypatch.setattr("framework.runs.build.multiplies_bf16", lambda _: True)
     before, _ = composed()
     after, settings = composed("strategy.compile=inductor")
     check_same_run(str(tmp_path), before, after)

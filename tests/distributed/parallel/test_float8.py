@@ -10,7 +10,6 @@ from hydra import compose, initialize_config_dir
 from torch import nn
 
 from framework.checkpoint.load import load_checkpoint
-from framework.config.build import build_settings
 from framework.config.command import resolve_config
 from framework.config.command_schema import PredictConfig
 from framework.config.resolvers import conf_folder, register_resolvers
@@ -21,6 +20,7 @@ from framework.distributed.parallel.float8 import apply_float8, check_float8, fi
 from framework.distributed.parallel.parallelize import weight_policy
 from framework.distributed.parallel.precision import Precision, resolve_precision
 from framework.errors import ConfigError
+from framework.runs.build import build_settings
 from tests.support.models.loading import save_checkpoint
 from tests.support.models.tiny import Tiny, TinyModel, build, tiny_config
 

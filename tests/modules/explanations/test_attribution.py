@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 import torch
 
-from framework.config.explained_rows import scored_words
 from framework.data.planning.plan import StepSequences
 from framework.data.reading.rows import Row
 from framework.data.tokenization.tokenizer import Tokenizer
 from framework.distributed.parallel.precision import resolve_precision
+from framework.inference.explained_rows import scored_words
 from framework.models.encoder import TransformerEncoder
 from framework.modules.explanations.attribution import Attribution, Method, attribute
 from framework.modules.explanations.item_passes import word_indices

@@ -9,7 +9,6 @@ import torch
 
 from framework.callbacks.cadence import Cadence
 from framework.config.checks import check_regularization
-from framework.config.task_parts import build_model
 from framework.data.planning.plan import SequenceSource, StepSequences
 from framework.data.tokenization.tokenizer import Tokenizer
 from framework.distributed.parallel.materialization import materialize
@@ -17,6 +16,7 @@ from framework.errors import ConfigError
 from framework.modules.passes.embedding_distillation import EmbeddingDistillation
 from framework.modules.passes.teacher import Teacher
 from framework.nn.initialization import initial_values
+from framework.runs.task_parts import build_model
 from framework.tasks.embedding.data import TextGroup
 from framework.tasks.embedding.features import labelled_source
 from framework.tasks.embedding.task import EmbeddingTask

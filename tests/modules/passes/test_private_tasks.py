@@ -13,7 +13,6 @@ from hydra import compose, initialize_config_dir
 from torch import Tensor
 
 from framework.batch import PackedBatch
-from framework.config.build import Parts, build_parts, build_settings
 from framework.config.command import resolve_config
 from framework.config.resolvers import conf_folder, register_resolvers
 from framework.data.planning.collate import RoundedShape, Shape
@@ -29,6 +28,7 @@ from framework.modules.passes.row_units import BatchUnits
 from framework.modules.passes.tape import Tape
 from framework.nn.dropout import dropout_base, token_keys
 from framework.nn.lora import LORA_PARAMETERS, LoraSettings, apply_lora
+from framework.runs.build import Parts, build_parts, build_settings
 from framework.tasks.task import Task, TaskModel
 
 USERS = ("ada", "bela", "cem", "dora", "eva")

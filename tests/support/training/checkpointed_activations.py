@@ -4,11 +4,11 @@ from typing import Any
 
 from hydra import compose, initialize_config_dir
 
-from framework.config.build import build_settings
 from framework.config.command import resolve_config
 from framework.config.resolvers import conf_folder, register_resolvers
 from framework.config.schema import TrainConfig
 from framework.distributed.parallel.activation_checkpoint import ActivationCheckpointing
+from framework.runs.build import build_settings
 
 NONE = ActivationCheckpointing()
 FULL = ActivationCheckpointing("full")

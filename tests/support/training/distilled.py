@@ -3,13 +3,13 @@
 from dataclasses import replace
 from typing import Any
 
-from framework.config.task_parts import build_model
 from framework.distributed.parallel.materialization import materialize
 from framework.distributed.parallel.precision import Precision
 from framework.modules.encoder_module import EncoderModule
 from framework.modules.passes.distillation import Distillation, Match
 from framework.modules.passes.teacher import Teacher, weights_fingerprint
 from framework.nn.initialization import initial_values
+from framework.runs.task_parts import build_model
 from tests.support.training.toy_run import CONFIG, FP32, ToyTask, build_module
 
 TEACHER_CONFIG = replace(CONFIG, hidden_size=24, num_layers=4, num_heads=4, hidden_dropout=0.2)

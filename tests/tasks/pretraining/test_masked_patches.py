@@ -6,7 +6,6 @@ import torch
 from PIL import Image
 from torch.testing import assert_close
 
-from framework.config.task_parts import build_model
 from framework.data.examples.pictures import PictureFiles
 from framework.data.planning.collate import RoundedShape
 from framework.data.planning.plan import StepSequences
@@ -15,6 +14,7 @@ from framework.errors import ConfigError, DataError
 from framework.models.config import EncoderConfig
 from framework.nn.initialization import initial_values
 from framework.published.vision import PICTURE_TOKENIZER
+from framework.runs.task_parts import build_model
 from framework.tasks.pretraining.masked_patches import MaskedPatchTask
 
 SIZES = [(16, 16), (20, 8), (12, 24), (4, 4)]

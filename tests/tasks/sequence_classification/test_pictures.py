@@ -9,7 +9,6 @@ import transformers
 from PIL import Image
 from torch.testing import assert_close
 
-from framework.config.task_parts import build_model
 from framework.data.examples.pictures import PictureTable
 from framework.data.planning.plan import StepSequences
 from framework.data.reading.rows import Row
@@ -18,6 +17,7 @@ from framework.errors import ConfigError, DataError
 from framework.published.pretrained import load_pretrained
 from framework.published.starting_head import fit_head
 from framework.published.vision import PICTURE_TOKENIZER
+from framework.runs.task_parts import build_model
 from framework.tasks.sequence_classification.pictures import ImageClassificationTask
 from tests.support.models import peers
 from tests.support.models.loading import load_into

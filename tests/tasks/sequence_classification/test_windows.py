@@ -6,13 +6,13 @@ import torch
 from torch import Tensor
 
 from framework.batch import IGNORE_INDEX, PackedBatch
-from framework.config.explained_rows import scored_words
 from framework.data.examples.table import TableData
 from framework.data.flat_source import FlatSource
 from framework.data.planning.collate import FixedShape, RoundedShape
 from framework.data.planning.plan import StepSequences
 from framework.data.tokenization.tokenizer import Tokenizer
 from framework.errors import ConfigError
+from framework.inference.explained_rows import scored_words
 from framework.models.encoder import TransformerEncoder
 from framework.modules.explanations.attribution import Attribution
 from framework.tasks.explanation import Explained

@@ -4,7 +4,6 @@ import numpy as np
 import pytest
 import torch
 
-from framework.config.build import _check_new_weights
 from framework.data.planning.plan import StepSequences
 from framework.data.reading.rows import Row
 from framework.data.tokenization.tokenizer import Tokenizer
@@ -12,6 +11,7 @@ from framework.errors import ConfigError
 from framework.models.encoder import TransformerEncoder
 from framework.modules.passes.contributions import rows_of_step
 from framework.published.pretrained import weights_from_state
+from framework.runs.build import _check_new_weights
 from framework.tasks.embedding.data import TextGroup
 from framework.tasks.embedding.features import match_source
 from framework.tasks.sparse_embedding import head as head_module

@@ -14,7 +14,6 @@ from torch.nn import functional
 
 from framework.batch import IGNORE_INDEX, PackedBatch
 from framework.config.checks import check_task_is_split
-from framework.config.task_parts import build_model
 from framework.data.facts import Cutting
 from framework.data.planning.plan import GroupedSequences, StepPlan, StepSequences
 from framework.data.reading.table_format import TableFormat
@@ -34,6 +33,7 @@ from framework.nn.dropout import decoder_keys, dropout_base, layer_keys, token_k
 from framework.nn.initialization import initial_values
 from framework.optim.parameter_groups import AdamW
 from framework.published.pretrained import match_parameters, weights_from_state
+from framework.runs.task_parts import build_model
 from framework.tasks.task import TaskModel
 from framework.tasks.token_classification.text_units import split_units
 from framework.tasks.translation import head as head_module
