@@ -5,12 +5,12 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from framework.checkpoint.layout import step_of
-from framework.runs.build import Parts
 from framework.config.phases import Phase
-from framework.runs.folder import RunFolder, find_run_folder
 from framework.config.schema import TrainConfig
 from framework.datamodules.datamodule import EncoderDataModule
 from framework.modules.encoder_module import EncoderModule
+from framework.runs.build import Parts
+from framework.runs.folder import RunFolder, find_run_folder
 
 
 @dataclass(frozen=True)

@@ -7,20 +7,20 @@ from typing import Any
 
 from omegaconf import DictConfig
 
-from framework.runs.assembled_run import AssembledPhase, AssembledRun
-from framework.runs.build import Parts, build_module, build_parts, build_settings
 from framework.config.checks import check_device, check_profile, obstacle_to_graphs
 from framework.config.phases import LAST_STEP, Phase, check_phases, naming_phase, phase_configs, with_results
-from framework.runs.folder import find_run_folder
 from framework.config.schema import TrainConfig
 from framework.config.secrets import masked
-from framework.runs.session import as_run, build_data
 from framework.distributed.parallel.compile import resolve_compile
 from framework.distributed.parallel.precision import Precision, resolve_precision
 from framework.distributed.processes.environment import ProcessInfo
 from framework.modules.passes.captured import CudaGraphs
 from framework.modules.passes.distillation import Distillation
 from framework.privacy.secret import SECRET_BYTES
+from framework.runs.assembled_run import AssembledPhase, AssembledRun
+from framework.runs.build import Parts, build_module, build_parts, build_settings
+from framework.runs.folder import find_run_folder
+from framework.runs.session import as_run, build_data
 from framework.tracking.loggers import check_loggers
 
 logger = logging.getLogger(__name__)

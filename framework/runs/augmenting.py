@@ -8,7 +8,6 @@ import torch
 
 from framework.config.nodes import Component
 from framework.config.resolvers import conf_folder
-from framework.runs.weights import starting_values
 from framework.data.augmentation.edits import Augmentation, Replace
 from framework.data.augmentation.rewriting import RewrittenSource, TextAugmentation
 from framework.data.augmentation.source import AugmentedSource
@@ -23,6 +22,7 @@ from framework.models.config import EncoderConfig
 from framework.models.encoder import TransformerEncoder
 from framework.modules.word_samples import sample_words
 from framework.published.pretrained import PretrainedWeights, match_parameters
+from framework.runs.weights import starting_values
 from framework.tasks.pretraining.head import build_pretraining_head
 from framework.tasks.task import Task, TaskModel
 

@@ -7,7 +7,6 @@ from typing import Any
 
 import torch
 
-from framework.runs.augmenting import augmented, build_augmentation, check_word_samples
 from framework.config.checks import (
     check_compiled_items,
     check_enough_sequences,
@@ -20,13 +19,7 @@ from framework.config.checks import (
     check_vocabulary,
 )
 from framework.config.nodes import check_arguments
-from framework.runs.privacy import Privacy, build_privacy, check_privacy
-from framework.runs.privacy_units import private_items, reading_units
-from framework.runs.length import run_length, token_steps_of
 from framework.config.schema import TokenizerConfig, TrainConfig
-from framework.runs.task_parts import build_data_component, build_model
-from framework.runs.teaching import build_regularization
-from framework.runs.weights import find_weights, followed_weights, starting_values
 from framework.data.planning.batch_size import TokenSteps
 from framework.data.planning.plan import SequenceSource, steps_per_epoch
 from framework.data.tokenization.extension import pieces_of_new_tokens
@@ -45,6 +38,13 @@ from framework.published.new_rows import with_new_rows
 from framework.published.pretrained import PATCH_EMBEDDINGS, PretrainedWeights, match_parameters
 from framework.published.starting_head import fit_head
 from framework.published.tiling import tiled
+from framework.runs.augmenting import augmented, build_augmentation, check_word_samples
+from framework.runs.length import run_length, token_steps_of
+from framework.runs.privacy import Privacy, build_privacy, check_privacy
+from framework.runs.privacy_units import private_items, reading_units
+from framework.runs.task_parts import build_data_component, build_model
+from framework.runs.teaching import build_regularization
+from framework.runs.weights import find_weights, followed_weights, starting_values
 from framework.tasks.probing.probe import Probe, ProbeSettings
 from framework.tasks.task import Task, TaskModel
 

@@ -2,14 +2,14 @@
 
 from framework.callbacks.plan_line import MEASURED_STEPS, plan_text
 from framework.checkpoint.layout import step_of
-from framework.runs.assembled_run import AssembledRun
-from framework.runs.build import Parts
 from framework.config.phases import LAST_STEP, PHASES
-from framework.runs.teaching import describe_teacher
 from framework.distributed.processes.environment import ProcessInfo
 from framework.errors import ConfigError, counted
 from framework.models.accounting import count_parameters
 from framework.published.starting_head import describe_start
+from framework.runs.assembled_run import AssembledRun
+from framework.runs.build import Parts
+from framework.runs.teaching import describe_teacher
 from framework.tasks.rewriting import RewritingHead
 
 

@@ -7,10 +7,10 @@ from typing import Any
 from framework.checkpoint.retention import Retention
 from framework.config.nodes import check_arguments
 from framework.config.phases import phase_ends
-from framework.runs.privacy import delete_secret
-from framework.runs.folder import RunFolder, read_config
 from framework.config.schema import TrainerConfig
 from framework.errors import FrameworkError
+from framework.runs.folder import RunFolder, read_config
+from framework.runs.privacy import delete_secret
 from framework.tasks.task import Task
 from framework.tracking.analysis.report import REPORT_FILE, has_report, make_report
 from framework.tracking.console import print_line

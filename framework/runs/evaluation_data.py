@@ -8,11 +8,11 @@ from omegaconf import DictConfig
 from framework.config.command import resolve_config
 from framework.config.command_schema import AuditConfig, EvaluateConfig, TrainedConfig
 from framework.config.nodes import TARGET_KEY, Component, check_arguments, check_component
-from framework.runs.task_parts import build_data_component
-from framework.runs.trained import Trained
 from framework.data.examples.splits import SplitFiles
 from framework.data.planning.plan import SequenceSource
 from framework.errors import ConfigError
+from framework.runs.task_parts import build_data_component
+from framework.runs.trained import Trained
 
 _Settings = TypeVar("_Settings", EvaluateConfig, AuditConfig)
 

@@ -6,14 +6,14 @@ from typing import Any
 import numpy as np
 
 from framework.config.command_schema import ExportConfig
-from framework.runs.evaluation_data import open_split, portable_data
-from framework.runs.facts import run_facts
-from framework.runs.trained import DATA_KEY, Trained
 from framework.data.tokenization.tokenizer import SEPARATORS_KEY
 from framework.errors import ConfigError
 from framework.exports.huggingface import export_huggingface
 from framework.exports.onnx_small import TokenRow
 from framework.published.families import FAMILIES
+from framework.runs.evaluation_data import open_split, portable_data
+from framework.runs.facts import run_facts
+from framework.runs.trained import DATA_KEY, Trained
 from framework.tasks.explanation import one_item
 
 EXPORT_FOLDER = "export"

@@ -6,14 +6,14 @@ from typing import Any
 
 from framework.checkpoint.layout import step_of
 from framework.config.command_schema import ExportConfig
-from framework.runs.evaluation_data import describe_weights
 from framework.config.nodes import TARGET_KEY
 from framework.config.phases import LAST_STEP, PHASE, PHASES, phase_of
+from framework.errors import CheckpointError, reading_record
+from framework.exports.model_card import RunFacts
+from framework.runs.evaluation_data import describe_weights
 from framework.runs.folder import read_config
 from framework.runs.records import read_starts
 from framework.runs.trained import Trained
-from framework.errors import CheckpointError, reading_record
-from framework.exports.model_card import RunFacts
 from framework.tasks.task import Task
 from framework.tracking.analysis.audits import describe_rate, read_audits
 from framework.tracking.metric_names import describe

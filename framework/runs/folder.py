@@ -13,11 +13,11 @@ from framework.checkpoint.storage import Location, location
 from framework.config.identity import check_same_run, identity_text
 from framework.config.phases import PHASE
 from framework.config.run_config import RunConfig
-from framework.runs.records import find_lost_step, read_starts
 from framework.data.tokenization.tokenizer import SEPARATORS_KEY, Tokenizer
 from framework.distributed.processes.environment import resolve_run_id
 from framework.errors import CheckpointError, ConfigError, DataError, reading_record
 from framework.files import read_json_object, write_atomic
+from framework.runs.records import find_lost_step, read_starts
 from framework.tracking.run_files import CONFIG_FILE, PROVENANCE_FILE, TASK_FILE
 
 TOKENIZER_FOLDER = "tokenizer"

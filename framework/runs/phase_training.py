@@ -4,11 +4,11 @@ import gc
 from functools import partial
 
 from framework.callbacks.plan_comparison import RunningPlan
+from framework.distributed.processes.agreement import first_rank_value
+from framework.distributed.processes.environment import ProcessInfo
 from framework.runs.assembled_run import AssembledRun
 from framework.runs.session import build_run_trainer, is_finished, prepare_training_texts, start_run
 from framework.runs.supervision import Supervision
-from framework.distributed.processes.agreement import first_rank_value
-from framework.distributed.processes.environment import ProcessInfo
 
 
 def is_run_finished(run: AssembledRun) -> bool:

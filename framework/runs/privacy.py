@@ -7,8 +7,6 @@ import shutil
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from framework.runs.privacy_units import PrivateItems
-from framework.runs.folder import RunFolder
 from framework.config.schema import TrainConfig
 from framework.data.augmentation.edits import Delete, Swap
 from framework.distributed.processes.agreement import first_rank_value
@@ -17,6 +15,8 @@ from framework.modules.passes.one_pass import OnePass
 from framework.modules.passes.tape import Tape
 from framework.privacy.guarantee import Guarantee, solve_guarantee
 from framework.privacy.secret import SECRET_BYTES, Secret
+from framework.runs.folder import RunFolder
+from framework.runs.privacy_units import PrivateItems
 from framework.tasks.task import Task, TaskModel
 from framework.tracking.privacy_file import read_guarantee, write_guarantee
 

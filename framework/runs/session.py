@@ -24,24 +24,8 @@ from framework.callbacks.standard import Endings, standard_callbacks
 from framework.callbacks.throughput import Throughput
 from framework.callbacks.timings import Timings
 from framework.checkpoint.layout import DamagedError, read_state, step_of
-from framework.runs.assembled_run import AssembledRun
-from framework.runs.augmenting import prepare_word_samples
-from framework.runs.build import Parts
-from framework.runs.ending import retention_of
 from framework.config.phases import PHASE, Phase
-from framework.runs.privacy import open_secret
-from framework.runs.provenance import data_fingerprint, facts_to_agree_on, provenance
-from framework.runs.folder import (
-    TOKENIZER_FOLDER,
-    RunFolder,
-    check_same_data,
-    read_config,
-    write_start,
-)
-from framework.runs.records import begin_records, report_damaged_records
 from framework.config.schema import TrainConfig
-from framework.runs.teaching import describe_teacher
-from framework.runs.wandb_run import open_wandb_run
 from framework.data.facts import SplitFacts, facts_of, without_texts
 from framework.data.planning.collate import shape_on
 from framework.data.tokenization.tokenizer import SEPARATORS_KEY
@@ -60,6 +44,22 @@ from framework.modules.passes.embedding_distillation import EmbeddingDistillatio
 from framework.modules.passes.teacher import Teacher
 from framework.modules.trainer import build_trainer
 from framework.published.starting_head import describe_start
+from framework.runs.assembled_run import AssembledRun
+from framework.runs.augmenting import prepare_word_samples
+from framework.runs.build import Parts
+from framework.runs.ending import retention_of
+from framework.runs.folder import (
+    TOKENIZER_FOLDER,
+    RunFolder,
+    check_same_data,
+    read_config,
+    write_start,
+)
+from framework.runs.privacy import open_secret
+from framework.runs.provenance import data_fingerprint, facts_to_agree_on, provenance
+from framework.runs.records import begin_records, report_damaged_records
+from framework.runs.teaching import describe_teacher
+from framework.runs.wandb_run import open_wandb_run
 from framework.tasks.rewriting import RewritingHead
 from framework.tasks.task import Task
 from framework.tracking.data_facts import write_data_facts

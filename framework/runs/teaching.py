@@ -10,9 +10,6 @@ from torch import nn
 from framework.config.checks import check_regularization
 from framework.config.records import Record
 from framework.config.schema import TrainConfig
-from framework.runs.task_parts import build_model
-from framework.runs.trained import build_task
-from framework.runs.weights import find_run, find_weights, starting_values
 from framework.data.planning.plan import GroupedSequences, SequenceSource
 from framework.data.tokenization.tokenizer import Tokenizer
 from framework.distributed.parallel.materialization import materialize
@@ -26,6 +23,9 @@ from framework.modules.passes.teacher import Teacher, weights_fingerprint
 from framework.published.files import EXPORT_RECORD_FILE
 from framework.published.pretrained import PretrainedWeights
 from framework.published.starting_head import fit_head
+from framework.runs.task_parts import build_model
+from framework.runs.trained import build_task
+from framework.runs.weights import find_run, find_weights, starting_values
 from framework.tasks.embedding.features import TEACHER_VECTORS
 from framework.tasks.embedding.task import EmbeddingTask
 from framework.tasks.explanation import one_item

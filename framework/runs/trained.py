@@ -12,10 +12,6 @@ from torch.distributed.device_mesh import DeviceMesh
 from framework.config.command_schema import TrainedConfig
 from framework.config.nodes import Component, check_component
 from framework.config.records import Record
-from framework.runs.folder import read_config, read_task_record, recorded_pair_separators
-from framework.runs.records import read_starts
-from framework.runs.task_parts import build_model, data_kind
-from framework.runs.weights import find_run, find_weights, starting_values
 from framework.data.examples.splits import SplitFiles
 from framework.data.tokenization.tokenizer import TOKENIZER_KEY, Tokenizer
 from framework.distributed.device import device_type
@@ -30,6 +26,10 @@ from framework.modules.inference import Inference
 from framework.published.files import EXPORT_RECORD_FILE
 from framework.published.pretrained import PretrainedWeights
 from framework.published.text_vectors import read_text_vectors
+from framework.runs.folder import read_config, read_task_record, recorded_pair_separators
+from framework.runs.records import read_starts
+from framework.runs.task_parts import build_model, data_kind
+from framework.runs.weights import find_run, find_weights, starting_values
 from framework.tasks.embedding.task import EmbeddingTask
 from framework.tasks.task import Task, TaskModel
 from framework.tracking.run_files import CONFIG_FILE, TASK_FILE

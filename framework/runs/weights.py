@@ -16,13 +16,6 @@ from framework.checkpoint.layout import CHECKPOINTS, Weights, step_of
 from framework.checkpoint.storage import Location, location
 from framework.config.nodes import check_value
 from framework.config.phases import model_at
-from framework.runs.folder import (
-    TOKENIZER_FOLDER,
-    find_checkpoint,
-    read_config,
-    read_task_record,
-    saved_checkpoints_folder,
-)
 from framework.distributed.processes.environment import process_info
 from framework.errors import CheckpointError, ConfigError, reading_record
 from framework.exports.adapters import TrainedAdapter
@@ -30,6 +23,13 @@ from framework.models.config import EncoderConfig
 from framework.nn.initialization import initial_values
 from framework.nn.lora import LoraSettings, is_update, merge_lora
 from framework.published.pretrained import PretrainedWeights, load_pretrained, match_parameters, weights_from_state
+from framework.runs.folder import (
+    TOKENIZER_FOLDER,
+    find_checkpoint,
+    read_config,
+    read_task_record,
+    saved_checkpoints_folder,
+)
 from framework.tasks.rewriting import RewritingHead
 from framework.tasks.task import TaskModel
 from framework.tracking.run_files import CONFIG_FILE

@@ -12,11 +12,11 @@ import yaml
 from framework.callbacks.cadence import Cadence
 from framework.checkpoint.layout import complete_checkpoints, newest_complete, step_of
 from framework.checkpoint.retention import Retention
-from framework.runs.ending import complete_run
-from framework.runs.folder import RunFolder
 from framework.config.schema import TrainerConfig
 from framework.errors import CheckpointError
 from framework.report import find_folder
+from framework.runs.ending import complete_run
+from framework.runs.folder import RunFolder
 from framework.tracking.analysis.report import make_report
 from tests.support.training.toy_run import ToyTask, train
 

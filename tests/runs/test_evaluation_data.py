@@ -5,9 +5,9 @@ from types import SimpleNamespace
 
 import pytest
 
-from framework.runs.evaluation_data import changed_data
 from framework.config.records import Record
 from framework.errors import ConfigError
+from framework.runs.evaluation_data import changed_data
 
 
 def test_a_run_on_data_without_files_by_split_accepts_no_new_file():

@@ -9,7 +9,6 @@ import pytest
 import torch
 import transformers
 
-from framework.runs.build import build_tokenizer, extend_vocabulary
 from framework.config.schema import TokenizerConfig
 from framework.data.tokenization.byte_level_training import ByteLevelBpeTraining
 from framework.data.tokenization.extension import pieces_of_new_tokens
@@ -18,6 +17,7 @@ from framework.data.tokenization.tokenizer import Tokenizer
 from framework.data.tokenization.word_counts import WordCounts
 from framework.errors import ConfigError
 from framework.published.pretrained import load_pretrained
+from framework.runs.build import build_tokenizer, extend_vocabulary
 
 SPECIALS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 OLD = [*SPECIALS, "[unused0]", "a", "b", "##b", "##c", "c"]

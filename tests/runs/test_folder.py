@@ -9,6 +9,7 @@ from omegaconf import OmegaConf
 
 from framework.config.identity import check_same_run, identity, identity_text
 from framework.config.run_config import RunConfig
+from framework.errors import CheckpointError, ConfigError
 from framework.runs.folder import (
     find_checkpoint,
     find_run_folder,
@@ -17,7 +18,6 @@ from framework.runs.folder import (
     write_start,
 )
 from framework.runs.weights import find_run
-from framework.errors import CheckpointError, ConfigError
 from tests.support.files.no_rename import NoRenameFileSystem
 
 CONFIG = {

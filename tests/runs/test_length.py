@@ -5,10 +5,10 @@ from dataclasses import replace
 import pytest
 
 from framework.config.nodes import check_arguments
-from framework.runs.length import resolve_global_batch_size, run_length, token_steps_of
 from framework.config.schema import TrainerConfig
 from framework.data.planning.batch_size import BatchWarmup, TokenSteps
 from framework.errors import ConfigError
+from framework.runs.length import resolve_global_batch_size, run_length, token_steps_of
 from tests.support.data.sequences import NumberedSource
 
 TRAINER = TrainerConfig(max_steps=None, max_epochs=3, global_batch_size=4, micro_batch_tokens=100)

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from framework.runs.lock import LOCK_FILE, lock_run_folder, wait_limit
 from framework.errors import ConfigError
+from framework.runs.lock import LOCK_FILE, lock_run_folder, wait_limit
 
 
 def test_a_second_start_waits_and_then_continues(tmp_path: Path, capsys):

@@ -12,9 +12,6 @@ import pytest
 import torch
 
 from framework.config.nodes import Component
-from framework.runs.privacy import SECRET_FILE, Privacy, build_privacy, check_privacy, delete_secret, open_secret
-from framework.runs.privacy_units import private_items, reading_units
-from framework.runs.folder import RunFolder
 from framework.data.augmentation.edits import Delete, Replace
 from framework.data.facts import SplitFacts
 from framework.data.flat_source import FlatSource
@@ -26,6 +23,9 @@ from framework.errors import CheckpointError, ConfigError
 from framework.modules.passes.one_pass import OnePass
 from framework.modules.passes.r_drop import RDrop
 from framework.privacy.guarantee import Guarantee, PrivacySettings
+from framework.runs.folder import RunFolder
+from framework.runs.privacy import SECRET_FILE, Privacy, build_privacy, check_privacy, delete_secret, open_secret
+from framework.runs.privacy_units import private_items, reading_units
 from framework.tasks.embedding.task import EmbeddingTask
 from framework.tasks.pretraining.features import PretrainingSource
 from framework.tasks.pretraining.task import PretrainingTask

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from framework.config.records import Record
-from framework.runs.trained import build_task
 from framework.errors import ConfigError
+from framework.runs.trained import build_task
 from framework.tasks.task import Task
 from tests.support.tasks.commands import TASKS
 from tests.support.tasks.recorded import recorded
