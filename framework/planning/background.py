@@ -2,7 +2,7 @@
 
 Fake ranks must not meet the real process group, and a plan takes seconds to minutes. Rank 0 therefore starts another
 process (`python -m framework.planning.background`), which makes the same plan as `framework.plan`. It has the lowest
-priority, sees no GPU, and ends with the training. Its failure is a line and ends no training.
+priority, sees no GPU, and ends with the training, also if that is killed. Its failure is a line and ends no training.
 """
 
 import contextlib
@@ -11,6 +11,8 @@ import os
 import subprocess
 import sys
 import tempfile
+import threading
+import time
 from collections.abc import Mapping
 from types import TracebackType
 from typing import IO, Any
@@ -98,7 +100,7 @@ class BackgroundPlan:
                 request.write(self._request.encode())
                 request.seek(0)
                 self._process = subprocess.Popen(
-                    [sys.executable, "-m", _MODULE],
+                    [sys.executable, "-m", _MODULE, str(os.getpid())],
                     stdin=request,  # a pipe could block this process
                     stdout=output,
                     stderr=subprocess.STDOUT,
@@ -151,9 +153,24 @@ def planned_phases(config: Mapping[str, Any], nodes: int, gpus_per_node: int) ->
     return planned
 
 
+def end_with(parent: int) -> None:
+    """Ends this process as soon as another process than `parent` is its parent, which means that `parent` has ended."""
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(1)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
 def main() -> None:
-    """Writes the plans of the training on standard input to standard output, as one line of JSON."""
+    """Writes the plans of the training on standard input to standard output, as one line of JSON.
+
+    The argument is the process id of the training.
+    """
     os.nice(19)
+    end_with(int(sys.argv[1]))
     try:
         planned = planned_phases(*json.load(sys.stdin))
     except FrameworkError as error:

@@ -2,6 +2,7 @@
 
 import ast
 import re
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -123,3 +124,10 @@ def test_no_file_carries_a_path_of_this_machine():
     text_files = [file for file in OWN_FILES if file.suffix in {".py", ".sh", ".yaml", ".md"}]
     assert len(text_files) > 100
     assert [name_of(file) for file in text_files if here in file.read_text(encoding="utf-8")] == []
+
+
+@pytest.mark.skipif(not (ROOT / ".git").exists(), reason="not a checkout")
+def test_no_file_of_the_project_is_ignored_by_git():
+    """The wheel leaves such files out, and `git add` passes over new files beside them."""
+    command = ["git", "ls-files", "--cached", "--ignored", "--exclude-standard"]
+    assert subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout == ""

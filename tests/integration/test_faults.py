@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.commands.torchrun import WAIT_SECONDS, start_process, train_whole, training
+from tests.support.processes.alive import is_alive
 from tests.support.training.tiny_run import STEPS
 
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"]
@@ -35,13 +36,6 @@ def left_over(run_folder: Path) -> list[int]:
     pids = {int(pid) for pid in re.findall(r"pid (\d+)", logs)}
     assert pids
     return [pid for pid in pids if is_alive(pid)]
-
-
-def is_alive(pid: int) -> bool:
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except OSError:
-        return False
 
 
 def log_of(run_folder: Path, rank: int) -> str:

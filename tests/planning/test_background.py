@@ -20,6 +20,7 @@ from framework.planning.background import BackgroundPlan, planned_phases
 from framework.runs.folder import read_config
 from tests.support.commands.in_process import FINETUNE, LABELS, TEXTS, train_vocabulary, write_rows
 from tests.support.needs import slow
+from tests.support.processes.alive import ends, is_alive
 
 RUN = [*FINETUNE, "hardware=cpu", "trainer.log_every_n_steps=1", "trainer.report_examples=null"]
 
@@ -28,13 +29,15 @@ class InProcess:
     """Process whose work is done when it starts."""
 
     def __init__(self, command: list[str], stdin: IO[bytes], stdout: IO[bytes], env: dict[str, str], **_: Any) -> None:
-        assert command == [sys.executable, "-m", "framework.planning.background"]
+        assert command == [sys.executable, "-m", "framework.planning.background", str(os.getpid())]
         assert env["CUDA_VISIBLE_DEVICES"] == "" and "RANK" not in env
         written = io.StringIO()
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(sys, "stdin", stdin)
             patch.setattr(sys, "stdout", written)
             patch.setattr(os, "nice", lambda _: 0)
+            patch.setattr(sys, "argv", command[2:])
+            patch.setattr(background, "end_with", lambda _: None)
             background.main()
         stdout.write(written.getvalue().encode())
 
@@ -129,6 +132,25 @@ def test_the_process_ends_with_the_training(monkeypatch: pytest.MonkeyPatch) -> 
         process = plan._process
         assert process is not None and plan.poll() is None
     assert process.returncode is not None
+
+
+def test_the_process_ends_with_a_killed_training() -> None:
+    planning = (
+        "import sys, time; from framework.planning.background import end_with; end_with(int(sys.argv[1])); "
+        "print('watches', flush=True); time.sleep(600)"
+    )
+    training = (
+        "import os, subprocess, sys, time\n"
+        f"process = subprocess.Popen([sys.executable, '-c', {planning!r}, str(os.getpid())])\n"
+        "print(process.pid, flush=True)\n"
+        "time.sleep(600)"
+    )
+    with subprocess.Popen([sys.executable, "-c", training], stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        pid = int(process.stdout.readline())
+        assert process.stdout.readline() == "watches\n" and is_alive(pid)
+        process.kill()
+    assert ends(pid, 30)
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,6 @@ import json
 import os
 import signal
 import time
-from pathlib import Path
 
 import pytest
 
@@ -16,6 +15,7 @@ from framework.data.tokenization import document_encoder
 from framework.errors import DataError
 from tests.support.data.run_prepare import run_process
 from tests.support.data.small_corpus import VOCABULARY, files_of, write_corpus
+from tests.support.processes.alive import is_alive
 
 
 def test_a_second_prepare_of_the_same_folder_is_rejected(tmp_path, corpus):
@@ -122,7 +122,7 @@ def test_workers_end_with_a_killed_main_process(tmp_path, corpus):
     workers = output.split()
     assert len(workers) == 2
     for _ in range(600):
-        workers = [pid for pid in workers if is_running(pid)]
+        workers = [pid for pid in workers if is_alive(int(pid))]
         if not workers:
             break
         time.sleep(0.1)
@@ -132,13 +132,6 @@ def test_workers_end_with_a_killed_main_process(tmp_path, corpus):
     assert [path.name for path in tmp_path.iterdir()] == ["store.lock", "store.partial"]
     assert not prepare_store(StoreSpec({"texts": corpus}, VOCABULARY, tmp_path / "store")).reused
     assert [path.name for path in tmp_path.iterdir()] == ["store"]
-
-
-def is_running(pid: str) -> bool:
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
-    except FileNotFoundError:
-        return False
 
 
 def test_killed_workers_are_reported_and_the_work_resumes(tmp_path, corpus):
