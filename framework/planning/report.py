@@ -91,6 +91,8 @@ def _memory(record: PhaseRecord, hardware: Hardware) -> Iterator[Row]:
             f"CUDA graphs keep {format_gb(peak.by_kind['graphs'])}, and each is compared once with an ordinary run, "
             "which needs as much again",
         )
+    if record.phase.graph_obstacle is not None:
+        yield "", f"training steps are not captured as CUDA graphs, because {record.phase.graph_obstacle}"
     for block in peak.largest:
         shape = " x ".join(map(str, block.shape))
         yield "", f"{format_gb(block.num_bytes):>10}  {block.kind}, {shape} {block.dtype}: {block.origin}"

@@ -24,6 +24,8 @@ class AssembledPhase:
         parts: Components.
         data: LightningDataModule.
         module: LightningModule, its weights on the meta device.
+        graph_obstacle: Reason why the steps are not captured as CUDA graphs, which the config asks for; None: they are
+            captured, or need not be.
     """
 
     phase: Phase
@@ -32,6 +34,7 @@ class AssembledPhase:
     parts: Parts
     data: EncoderDataModule
     module: EncoderModule
+    graph_obstacle: str | None
 
 
 @dataclass(frozen=True)

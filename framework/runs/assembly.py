@@ -1,6 +1,5 @@
 """Assembles a run from its config: checks and builds all parts before a device or another process is involved."""
 
-import logging
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
@@ -22,8 +21,6 @@ from framework.runs.build import Parts, build_module, build_parts, build_setting
 from framework.runs.folder import find_run_folder
 from framework.runs.session import as_run, build_data
 from framework.tracking.loggers import check_loggers
-
-logger = logging.getLogger(__name__)
 
 
 def assemble_run(
@@ -90,20 +87,17 @@ def _assemble_phase(
         settings = replace(settings, trainer=replace(settings.trainer, report_examples=None))
         if settings.check:  # a check has no run folder, and its samples are never trained on
             parts.privacy.secret.set(bytes(SECRET_BYTES))
-    has_graphs = device_type == "cuda" and _has_graphs(settings, precision, parts, info)
+    asks_for_graphs = device_type == "cuda" and settings.strategy.graph
+    obstacle = _graph_obstacle(settings, precision, parts, info.world_size) if asks_for_graphs else None
+    has_graphs = asks_for_graphs and obstacle is None
     data = build_data(settings, parts, info, device_type, has_graphs)
     module = build_module(settings, parts, precision, device_type)
     module.build_graphs = CudaGraphs if has_graphs else None
-    return AssembledPhase(phase, as_run(saved, parts, precision, backend), settings, parts, data, module)
+    recorded = as_run(saved, parts, precision, backend)
+    return AssembledPhase(phase, recorded, settings, parts, data, module, obstacle)
 
 
-def _has_graphs(settings: TrainConfig, precision: Precision, parts: Parts, info: ProcessInfo) -> bool:
-    """Returns True if steps are captured as CUDA graphs. Rank 0 logs why they cannot be captured."""
-    if not settings.strategy.graph:
-        return False
-    obstacle = obstacle_to_graphs(settings, precision, parts.task, parts.sources, info.world_size)
+def _graph_obstacle(settings: TrainConfig, precision: Precision, parts: Parts, world_size: int) -> str | None:
     if parts.config.relative_bias != "none":
-        obstacle = "attention with a relative bias depends on the lengths of the sequences"
-    if obstacle is not None and info.rank == 0:
-        logger.warning("Training steps are not captured as CUDA graphs, because %s.", obstacle)
-    return obstacle is None
+        return "attention with a relative bias depends on the lengths of the sequences"
+    return obstacle_to_graphs(settings, precision, parts.task, parts.sources, world_size)

@@ -64,6 +64,8 @@ def describe_run(run: AssembledRun, is_finished: bool, device_type: str) -> list
     steps = range(start, min(start + MEASURED_STEPS, parts.max_steps))
     if steps and settings.trainer.micro_batch_tokens != "auto":
         rows.append(("plan", plan_text(plan, plan.summary(steps), len(steps), parts.max_steps).removeprefix("plan: ")))
+    if phase.graph_obstacle is not None:
+        rows.append(("CUDA graphs", f"not used, because {phase.graph_obstacle}"))
     if device_type != "cuda":
         rows.append(("not checked", "memory, precision=float8 and strategy.compile, which need a GPU"))
     return rows

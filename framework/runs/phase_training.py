@@ -1,6 +1,7 @@
 """Trains the phases of an assembled run that are left, one after the other."""
 
 import gc
+import logging
 from functools import partial
 
 from framework.callbacks.plan_comparison import RunningPlan
@@ -9,6 +10,8 @@ from framework.distributed.processes.environment import ProcessInfo
 from framework.runs.assembled_run import AssembledRun
 from framework.runs.session import build_run_trainer, is_finished, prepare_training_texts, start_run
 from framework.runs.supervision import Supervision
+
+logger = logging.getLogger(__name__)
 
 
 def is_run_finished(run: AssembledRun) -> bool:
@@ -46,6 +49,8 @@ def _train_phase(run: AssembledRun, info: ProcessInfo, device_type: str, running
     """Trains the first phase that is left, and returns True if it reached its last step."""
     phase, folder = run.phases[0], run.folder
     parts = phase.parts
+    if phase.graph_obstacle is not None and info.rank == 0:
+        logger.warning("Training steps are not captured as CUDA graphs, because %s.", phase.graph_obstacle)
     start_run(folder, phase.config, parts, info.world_size)
     prepare_training_texts(parts, folder, info, device_type)
     with Supervision(folder.path, info, phase.settings.trainer.timeout_seconds):
