@@ -91,6 +91,9 @@ class FailureReport:
     def __init__(self) -> None:
         self.first: Failure | None = None
         self.is_printed = False
+        # When the watchdog ends a rank, collectives of others break, so their main threads fail while their watchdogs
+        # exchange notes. A second note would replace the first, which other ranks may have read.
+        self._lock = threading.Lock()
         self._folder: Path | None = None
         self._logs: Path | None = None
         self._log: Path | None = None
@@ -130,21 +133,32 @@ class FailureReport:
     def exchange(self, failure: Failure) -> Failure:
         """Writes a note, waits for the notes of other ranks and returns the first failure.
 
-        Every failing rank must call it. Further calls return the result of the first call. Launchers end the remaining
-        ranks with SIGTERM. In a run this process ignores SIGTERM from now on, so that it can report before it exits.
+        Every failing rank must call it. Further calls, also of other threads, return the result of the first call.
+        Launchers end the remaining ranks with SIGTERM. In a run this process ignores SIGTERM from now on, so that it
+        can report before it exits.
         """
-        if self.first is not None:
+        with self._lock:
+            if self.first is None:
+                self.first = self._exchange(failure)
             return self.first
-        if _this_process().world_size == 1:
-            self.first = failure
-        else:
+
+    def print_once(self) -> None:
+        """Prints the first failure, unless this process has printed it."""
+        with self._lock:
+            if self.first is not None and not self.is_printed:
+                print_failure(self.first)
+                self.is_printed = True
+
+    def _exchange(self, failure: Failure) -> Failure:
+        first = failure
+        if _this_process().world_size > 1:
             if self.is_open and threading.current_thread() is threading.main_thread():
                 signal.signal(signal.SIGTERM, signal.SIG_IGN)
-            self.first = self._first_of_all(failure)
-        if self._logs is not None and self.first.reporter == _this_process().rank:
-            _write_json(self._logs / FAILURE_FILE, _as_record(self.first))
-        write_note(str(self.first), self.first.kind, self.first.step)
-        return self.first
+            first = self._first_of_all(failure)
+        if self._logs is not None and first.reporter == _this_process().rank:
+            _write_json(self._logs / FAILURE_FILE, _as_record(first))
+        write_note(str(first), first.kind, first.step)
+        return first
 
     def describe(self, error: BaseException) -> Failure:
         """Builds the note of this rank about its own error."""
@@ -221,9 +235,7 @@ def report_once(error: BaseException) -> Failure | None:
     first = first_failure(error)
     if first.reporter != _this_process().rank:
         return None
-    if not REPORT.is_printed:
-        print_failure(first)
-        REPORT.is_printed = True
+    REPORT.print_once()
     return first
 
 

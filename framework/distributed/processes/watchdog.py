@@ -18,7 +18,7 @@ from pathlib import Path
 from types import FrameType
 
 from framework.distributed.processes.beats import Beat, Beats, last_line
-from framework.distributed.processes.failure_report import REPORT, attribute_to_ranks, print_failure
+from framework.distributed.processes.failure_report import REPORT, attribute_to_ranks
 from framework.distributed.processes.position import POSITION
 from framework.errors import DistributedError
 
@@ -123,7 +123,7 @@ class Watchdog:
         step = POSITION.step if silent else hung[0].step  # the last beat of a silent rank may be old
         failure = REPORT.exchange(attribute_to_ranks(REPORT.describe(DistributedError(message)), hung, message, step))
         if failure.reporter == self.rank:
-            print_failure(failure)
+            REPORT.print_once()
         # A loader process that hangs would outlive this process, whose main thread hangs and cannot end it.
         for child in multiprocessing.active_children():
             logger.error("kills the loader process %s (pid %s)", child.name, child.pid)

@@ -6,6 +6,7 @@ import stat
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -15,8 +16,11 @@ from torch.distributed import DistBackendError
 
 from framework.distributed.processes.beats import Beat
 from framework.distributed.processes.failure_report import (
+    _BROKEN,
+    _NAMED,
     REPORT,
     Failure,
+    FailureReport,
     _host_folder,
     first_of,
     one_line,
@@ -186,3 +190,27 @@ def test_a_folder_that_others_can_change_is_not_used(
         lstat = Path.lstat
         monkeypatch.setattr(Path, "lstat", lambda path: os.stat_result([*lstat(path)[:4], own + 1, *lstat(path)[5:]]))
     assert host_folder(tmp_path, monkeypatch) is None
+
+
+def test_a_second_thread_does_not_replace_the_note_of_the_first(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """A rank hangs, and the other one's connection breaks while its watchdog exchanges notes."""
+    for name, value in {"RANK": "0", "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}.items():
+        monkeypatch.setenv(name, value)
+    report = FailureReport()
+    report._folder = tmp_path
+    hangs, broken = failure(0, "hangs", _NAMED, 1.0), failure(0, "connection closed", _BROKEN, 2.0)
+    results = []
+    watchdog = threading.Thread(target=lambda: results.append(report.exchange(hangs)))
+    watchdog.start()
+    limit = time.monotonic() + 60
+    while not [*tmp_path.glob("failure_*.json")] and time.monotonic() < limit:
+        time.sleep(0.01)
+    results.append(report.exchange(broken))
+    watchdog.join()
+    assert [each.message for each in results] == ["hangs", "hangs"]
+    assert json.loads((tmp_path / "failure_00000.json").read_text())["message"] == "hangs"
+    report.print_once()
+    report.print_once()
+    assert capfd.readouterr().err.count("hangs") == 1

@@ -54,7 +54,7 @@ def prepare(name: str, folder: Path) -> list[str]:
     task = example(name)
     training = WordPieceTraining(200)
     training.train(WordCounts(training.count(task.TEXTS)), folder / "tokenizer")
-    return [*task.OVERRIDES, *COMMON, *task.write(folder)]
+    return [*COMMON, *task.OVERRIDES, *task.write(folder)]
 
 
 def rows(folder: Path, run_id: str) -> list[dict[str, float]]:
