@@ -94,7 +94,9 @@ def test_vectors_of_a_published_model_equal_those_of_the_library(pooling, normal
     folder = published(tmp_path, tokenizer_dirs, **record)
     peer = library.SentenceTransformer(str(folder), device="cpu")
     np.testing.assert_allclose(predicted(folder), peer.encode_query(TEXTS), rtol=1e-5, atol=2e-6)
-    np.testing.assert_allclose(predicted(folder, "task={side: document}"), peer.encode_document(TEXTS), rtol=1e-5, atol=2e-6)
+    np.testing.assert_allclose(
+        predicted(folder, "task={side: document}"), peer.encode_document(TEXTS), rtol=1e-5, atol=2e-6
+    )
     # As version 6 of the library writes it.
     peer.save(str(tmp_path / "saved"))
     np.testing.assert_allclose(predicted(tmp_path / "saved"), peer.encode_query(TEXTS), rtol=1e-5, atol=2e-6)
