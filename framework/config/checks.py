@@ -133,7 +133,12 @@ def check_compiled_items(settings: TrainConfig, sources: Mapping[str, SequenceSo
 
 
 def obstacle_to_graphs(
-    settings: TrainConfig, precision: Precision, task: Task, sources: Mapping[str, SequenceSource], world_size: int
+    settings: TrainConfig,
+    precision: Precision,
+    config: EncoderConfig,
+    task: Task,
+    sources: Mapping[str, SequenceSource],
+    world_size: int,
 ) -> str | None:
     """Returns why training steps on CUDA cannot be captured as graphs; None if they can.
 
@@ -142,6 +147,7 @@ def obstacle_to_graphs(
     Args:
         settings: Settings of the run.
         precision: Precision of the run, resolved.
+        config: Encoder configuration.
         task: Task of the run.
         sources: Sequences, by split.
         world_size: Number of processes.
@@ -150,6 +156,7 @@ def obstacle_to_graphs(
     shape = strategy.shape(world_size)
     group_size = train.group_size if isinstance(train, GroupedSequences) else 1
     obstacles = {
+        "attention with a relative bias depends on the lengths of the sequences": config.relative_bias != "none",
         f"the precision is {precision.name} and not bf16": precision.name != "bf16",
         f"strategy={strategy.name} splits weights over ranks": shape.shard * shape.tensor > 1,
         "weights are kept in host memory": strategy.cpu_offload,

@@ -18,7 +18,7 @@ from framework.modules.explanations.influence import influences
 from framework.modules.inference import Inference
 from framework.runs.folder import read_config, saved_checkpoints_folder
 from framework.runs.provenance import data_fingerprint
-from framework.runs.records import read_starts
+from framework.runs.record_files import read_starts
 from framework.runs.task_parts import build_data_component
 from framework.runs.trained import Trained, build_trained_model
 from framework.runs.weights import find_weights, read_adapter

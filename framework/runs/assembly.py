@@ -8,10 +8,9 @@ from omegaconf import DictConfig
 
 from framework.config.checks import check_device, check_profile, obstacle_to_graphs
 from framework.config.phases import LAST_STEP, Phase, check_phases, naming_phase, phase_configs, with_results
-from framework.config.schema import TrainConfig
 from framework.config.secrets import masked
 from framework.distributed.parallel.compile import resolve_compile
-from framework.distributed.parallel.precision import Precision, resolve_precision
+from framework.distributed.parallel.precision import resolve_precision
 from framework.distributed.processes.environment import ProcessInfo
 from framework.modules.passes.captured import CudaGraphs
 from framework.modules.passes.distillation import Distillation
@@ -88,16 +87,11 @@ def _assemble_phase(
         if settings.check:  # a check has no run folder, and its samples are never trained on
             parts.privacy.secret.set(bytes(SECRET_BYTES))
     asks_for_graphs = device_type == "cuda" and settings.strategy.graph
-    obstacle = _graph_obstacle(settings, precision, parts, info.world_size) if asks_for_graphs else None
+    facts = settings, precision, parts.config, parts.task, parts.sources, info.world_size
+    obstacle = obstacle_to_graphs(*facts) if asks_for_graphs else None
     has_graphs = asks_for_graphs and obstacle is None
     data = build_data(settings, parts, info, device_type, has_graphs)
     module = build_module(settings, parts, precision, device_type)
     module.build_graphs = CudaGraphs if has_graphs else None
     recorded = as_run(saved, parts, precision, backend)
     return AssembledPhase(phase, recorded, settings, parts, data, module, obstacle)
-
-
-def _graph_obstacle(settings: TrainConfig, precision: Precision, parts: Parts, world_size: int) -> str | None:
-    if parts.config.relative_bias != "none":
-        return "attention with a relative bias depends on the lengths of the sequences"
-    return obstacle_to_graphs(settings, precision, parts.task, parts.sources, world_size)

@@ -12,7 +12,7 @@ from framework.errors import CheckpointError, reading_record
 from framework.exports.model_card import RunFacts
 from framework.runs.evaluation_data import describe_weights
 from framework.runs.folder import read_config
-from framework.runs.records import read_starts
+from framework.runs.record_files import read_starts
 from framework.runs.trained import Trained
 from framework.tasks.task import Task
 from framework.tracking.analysis.audits import describe_rate, read_audits

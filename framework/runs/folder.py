@@ -17,7 +17,7 @@ from framework.data.tokenization.tokenizer import SEPARATORS_KEY, Tokenizer
 from framework.distributed.processes.environment import resolve_run_id
 from framework.errors import CheckpointError, ConfigError, DataError, reading_record
 from framework.files import read_json_object, write_atomic
-from framework.runs.records import find_lost_step, read_starts
+from framework.runs.record_files import find_lost_step, read_starts
 from framework.tracking.run_files import CONFIG_FILE, PROVENANCE_FILE, TASK_FILE
 
 TOKENIZER_FOLDER = "tokenizer"

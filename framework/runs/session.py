@@ -57,7 +57,7 @@ from framework.runs.folder import (
 )
 from framework.runs.privacy import open_secret
 from framework.runs.provenance import data_fingerprint, facts_to_agree_on, provenance
-from framework.runs.records import begin_records, report_damaged_records
+from framework.runs.record_files import begin_records, report_damaged_records
 from framework.runs.teaching import describe_teacher
 from framework.runs.wandb_run import open_wandb_run
 from framework.tasks.rewriting import RewritingHead

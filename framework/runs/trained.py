@@ -27,7 +27,7 @@ from framework.published.files import EXPORT_RECORD_FILE
 from framework.published.pretrained import PretrainedWeights
 from framework.published.text_vectors import read_text_vectors
 from framework.runs.folder import read_config, read_task_record, recorded_pair_separators
-from framework.runs.records import read_starts
+from framework.runs.record_files import read_starts
 from framework.runs.task_parts import build_model, data_kind
 from framework.runs.weights import find_run, find_weights, starting_values
 from framework.tasks.embedding.task import EmbeddingTask

@@ -114,7 +114,7 @@ def test_steps_that_cannot_be_captured_have_a_reason(overrides: list[str], preci
     world_size = 2 if config["strategy"]["name"] != "single" else 1
     settings = build_settings(config, world_size)
     task, sources = settings.task.build(), {"train": NumberedSource(5)}
-    assert obstacle_to_graphs(settings, Precision(precision), task, sources, world_size) == obstacle
+    assert obstacle_to_graphs(settings, Precision(precision), CONFIG, task, sources, world_size) == obstacle
 
 
 def test_tasks_that_cannot_be_captured_have_a_reason():
@@ -126,7 +126,7 @@ def test_tasks_that_cannot_be_captured_have_a_reason():
         settings = build_settings(resolve_config(compose("train", ["experiment=finetune_demo", "init_from=x"])), 1)
     sources = {"train": NumberedSource(5)}
     tasks = (EmbeddingTask(), DecoderTask())
-    obstacles = [obstacle_to_graphs(settings, Precision("bf16"), task, sources, 1) for task in tasks]
+    obstacles = [obstacle_to_graphs(settings, Precision("bf16"), CONFIG, task, sources, 1) for task in tasks]
     assert obstacles == ["the loss of EmbeddingTask needs all sequences of a step at once", "DecoderTask has a decoder"]
 
 
@@ -139,8 +139,10 @@ def test_one_rank_of_a_sharding_strategy_has_whole_weights_that_can_be_captured(
         ]
     plain, offloaded = (build_settings(config, world_size=1) for config in configs)
     task, sources = plain.task.build(), {"train": NumberedSource(5)}
-    assert obstacle_to_graphs(plain, Precision("bf16"), task, sources, 1) is None
-    assert obstacle_to_graphs(offloaded, Precision("bf16"), task, sources, 1) == "weights are kept in host memory"
+    assert obstacle_to_graphs(plain, Precision("bf16"), CONFIG, task, sources, 1) is None
+    assert (
+        obstacle_to_graphs(offloaded, Precision("bf16"), CONFIG, task, sources, 1) == "weights are kept in host memory"
+    )
 
 
 def test_augmentation_makes_another_run_and_null_is_the_earlier_default():
@@ -210,3 +212,13 @@ def test_a_task_that_names_no_kind_of_data_accepts_any():
     assert data_kind(Anything) is object
     assert data_kind(Unsaid) is object
     assert data_kind(PretrainingTask) is StoreData
+
+
+def test_attention_that_depends_on_lengths_cannot_be_captured():
+    register_resolvers()
+    with initialize_config_dir(str(conf_folder()), version_base="1.3"):
+        settings = build_settings(resolve_config(compose("train", ["experiment=finetune_demo", "init_from=x"])), 1)
+    task, sources = settings.task.build(), {"train": NumberedSource(5)}
+    alibi = replace(CONFIG, relative_bias="alibi")
+    obstacle = obstacle_to_graphs(settings, Precision("bf16"), alibi, task, sources, 1)
+    assert obstacle == "attention with a relative bias depends on the lengths of the sequences"

@@ -17,7 +17,7 @@ from framework.config.run_config import RunConfig
 from framework.errors import CheckpointError
 from framework.optim.schedules import Linear
 from framework.runs.folder import find_run_folder, write_start
-from framework.runs.records import begin_records
+from framework.runs.record_files import begin_records
 from tests.support.training.toy_run import build_module, train
 
 CADENCE = Cadence(max_steps=4, log_every_n_steps=1, validate_every_n_steps=3, checkpoint_every_n_steps=2)

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from framework.runs.folder import RunFolder, write_start
-from framework.runs.records import read_starts, report_damaged_records
+from framework.runs.record_files import read_starts, report_damaged_records
 from framework.tracking.summary_file import read_summary, write_summary
 
 SUMMARY = {
